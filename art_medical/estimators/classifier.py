@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``MedicalClassifier``: a MONAI classification network over stored pixels, as an ART estimator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_medical.domain import PixelDomain
+from art_medical.errors import DomainWarning, InputError
+from art_medical.estimators.heads import Head
+from art_medical.estimators.module import ClassifierModule, inference
+from art_medical.estimators.steps import Resize, Step
+
+if TYPE_CHECKING:
+    from art.defences.postprocessor import Postprocessor
+    from art.defences.preprocessor import Preprocessor
+    from numpy.typing import ArrayLike, NDArray
+
+
+class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types
+    """ART classifier whose inputs are float32 arrays ``(N, C, *spatial)`` of stored pixels.
+
+    Everything that a model does to a pixel is inside ``model`` and differentiable, so ``clip_values``, ``eps`` and
+    patches are in the unit of the file. ``predict`` returns decision logits: their arg-max is the decision at the
+    operating point (see :mod:`art_medical.estimators.heads`), so ART's attacks aim at the clinical decision with any
+    head. Gradients with respect to the input skip the parameters.
+
+    :param network: Classification network without input transform, for instance from ``monai.networks.nets``.
+    :param domain: Range, grid and unit of the stored pixels.
+    :param head: Meaning of the network's outputs.
+    :param input_shape: Shape ``(C, *spatial)`` of one image.
+    :param steps: Input steps from stored pixel to network input, in order.
+    :param optimizer: Optimiser for ART's ``fit``; its parameters must be those of ``network``.
+    :param preprocessing_defences: As in ART; only torch preprocessors chain without surprises.
+    :param postprocessing_defences: As in ART.
+    :param device_type: ``cpu``, ``gpu`` or a torch device such as ``cuda:1``.
+    """
+
+    estimator_params = [*PyTorchClassifier.estimator_params, "domain", "head", "steps"]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        domain: PixelDomain,
+        head: Head,
+        input_shape: tuple[int, ...],
+        steps: Sequence[Step] = (),
+        optimizer: torch.optim.Optimizer | None = None,
+        preprocessing_defences: Preprocessor | list[Preprocessor] | None = None,
+        postprocessing_defences: Postprocessor | list[Postprocessor] | None = None,
+        device_type: str = "cpu",
+    ) -> None:
+        self.domain = domain
+        self.head = head
+        self._warned = False
+        super().__init__(
+            model=ClassifierModule(network, steps, head),
+            loss=nn.CrossEntropyLoss(),
+            input_shape=tuple(input_shape),
+            nb_classes=head.nb_classes,
+            optimizer=optimizer,
+            channels_first=True,
+            clip_values=domain.clip_values,
+            preprocessing_defences=preprocessing_defences,
+            postprocessing_defences=postprocessing_defences,
+            preprocessing=None,
+            device_type=device_type,
+        )
+
+    @property
+    def module(self) -> ClassifierModule:
+        """The torch module: stored pixels ``(N, C, *spatial)`` to decision logits ``(N, nb_classes)``."""
+        module = self.model
+        assert isinstance(module, ClassifierModule)
+        return module
+
+    @property
+    def network(self) -> nn.Module:
+        """The bare network."""
+        return self.module.network
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Input steps from stored pixel to network input."""
+        return self.module.steps
+
+    # -- predictions ---------------------------------------------------------------------------------------------
+
+    def predict(
+        self, x: np.ndarray[Any, Any], batch_size: int = 128, training_mode: bool = False, **kwargs: Any
+    ) -> NDArray[np.float32]:
+        """Decision logits.
+
+        :param x: Stored pixels ``(N, C, *spatial)``.
+        :param batch_size: Images in one forward pass.
+        :param training_mode: As in ART.
+        :return: ``(N, nb_classes)``, arg-max is the decision at the operating point.
+        :raises InputError: If the shape is wrong or a pixel is not finite.
+        """
+        array = self.check(x)
+        self._warn_about_range(array)
+        modes = [(m, m.training) for m in self.model.modules()]
+        try:
+            result: NDArray[np.float32] = super().predict(
+                array, batch_size=batch_size, training_mode=training_mode, **kwargs
+            )
+        finally:
+            for m, mode in modes:
+                m.training = mode
+        return result
+
+    def predict_logits(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float32]:
+        """The network's own logits ``(N, head.outputs)``, without threshold, behind the preprocessing defences."""
+        array = self.check(x)
+        rows = []
+        with inference(self.model), torch.no_grad():
+            for start in range(0, len(array), batch_size):
+                batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
+                rows.append(self.module.logits(torch.from_numpy(np.asarray(batch)).to(self.device)).cpu().numpy())
+        return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, self.head.outputs), np.float32)
+
+    def predict_proba(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float64]:
+        """Probabilities before any threshold: ``(N, K)``, one-logit models ``(N, 2)``."""
+        return self.head.probabilities(self.predict_logits(x, batch_size))
+
+    def encode(self, y: ArrayLike) -> NDArray[np.float32]:
+        """Ground truth (class indices, or multi-hot rows of a multi-label model) to one-hot rows for ART attacks."""
+        return self.head.encode(y)
+
+    # -- gradients: of the input only ----------------------------------------------------------------------------
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **kwargs: Any) -> Any:
+        """As in ART, with labels checked (multi-hot rows are understood) and without parameter gradients."""
+        if isinstance(x, np.ndarray):
+            x = self.check(x)
+        with inference(self.model):
+            return super().loss_gradient(x, self._labels(y), training_mode=training_mode, **kwargs)
+
+    def class_gradient(
+        self, x: np.ndarray[Any, Any], label: Any = None, training_mode: bool = False, **kwargs: Any
+    ) -> NDArray[np.float32]:
+        """As in ART, without parameter gradients."""
+        with inference(self.model):
+            result: NDArray[np.float32] = super().class_gradient(
+                self.check(x), label=label, training_mode=training_mode, **kwargs
+            )
+        return result
+
+    def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
+        """As in ART, with labels checked (multi-hot rows are understood)."""
+        if isinstance(x, np.ndarray):
+            x = self.check(x)
+        with inference(self.model):
+            return super().compute_loss(x, self._labels(y), reduction=reduction, **kwargs)
+
+    def fit(self, x: np.ndarray[Any, Any], y: Any, **kwargs: Any) -> None:
+        """As in ART; labels as in :meth:`encode`."""
+        super().fit(self.check(x), self.encode(y), **kwargs)
+
+    def _labels(self, y: Any) -> Any:
+        """Rows that are not soft or one-hot labels of this head are encoded; ART would take their arg-max."""
+        if isinstance(y, Tensor) or (y.ndim == 2 and y.shape[1] == self.nb_classes):
+            return y
+        return self.encode(y)
+
+    # -- layers --------------------------------------------------------------------------------------------------
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Dotted names of all leaf layers of the network, in order of definition."""
+        return [name for name, layer in self.network.named_modules() if name and not list(layer.children())]
+
+    def get_activations(
+        self,
+        x: Any,
+        layer: int | str | None = None,
+        batch_size: int = 128,
+        framework: bool = False,
+    ) -> Any:
+        """Output of one layer; no hook stays behind.
+
+        :param x: Stored pixels ``(N, C, *spatial)``, array or tensor.
+        :param layer: Dotted name of a module of the network, or index into :attr:`layer_names`.
+        :param batch_size: Images in one forward pass.
+        :param framework: Return a tensor that carries the gradient.
+        :raises InputError: If there is no such layer.
+        """
+        names = self.layer_names
+        name = names[layer] if isinstance(layer, int) and -len(names) <= layer < len(names) else layer
+        modules = dict(self.network.named_modules())
+        if not isinstance(name, str) or name not in modules:
+            raise InputError(
+                f"no layer {layer!r} in {type(self.network).__name__}; layers are {', '.join(names[:5])}, ..."
+            )
+        kept: list[Tensor] = []
+        handle = modules[name].register_forward_hook(lambda _module, _args, output: kept.append(output.clone()))
+        try:
+            with inference(self.model):
+                if framework:
+                    x, _ = self._apply_preprocessing(x, y=None, fit=False, no_grad=False)
+                    self.model(x if isinstance(x, Tensor) else torch.from_numpy(x).to(self.device))
+                    return kept[0]
+                array = self.check(x)
+                with torch.no_grad():
+                    for start in range(0, len(array), batch_size):
+                        batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
+                        self.model(torch.from_numpy(np.asarray(batch)).to(self.device))
+        finally:
+            handle.remove()
+        return torch.cat(kept).cpu().numpy()
+
+    # -- copies --------------------------------------------------------------------------------------------------
+
+    def view(self, label: str | int) -> MedicalClassifier:
+        """One label of a multi-label model as a one-logit classifier that shares the network.
+
+        :param label: Name or index of the label.
+        """
+        head = self.head.view(label)
+        index = self.head.labels.index(label) if isinstance(label, str) else label
+        return self._rebuilt(network=_OneOutput(self.network, index), head=head, optimizer=None)
+
+    def behind(self, steps: Sequence[Step], *, domain: PixelDomain, input_shape: tuple[int, ...]) -> MedicalClassifier:
+        """The same network seen from further upstream, for instance from the pixels of a DICOM file.
+
+        :param steps: Steps from the new stored pixels to what this classifier takes.
+        :param domain: Domain of the new stored pixels.
+        :param input_shape: Shape ``(C, *spatial)`` of one new image.
+        """
+        return self._rebuilt(steps=(*steps, *self.steps), domain=domain, input_shape=input_shape, optimizer=None)
+
+    def clone_for_refitting(self) -> MedicalClassifier:
+        """A copy of equal architecture with fresh weights and, if there is one, the same kind of optimiser."""
+        import copy
+
+        network = copy.deepcopy(self.network)
+        optimizer = None
+        if self.optimizer is not None:
+            optimizer = type(self.optimizer)(network.parameters(), **self.optimizer.defaults)  # type: ignore[call-arg]
+        clone = self._rebuilt(network=network, optimizer=optimizer)
+        clone.reset()
+        return clone
+
+    def _rebuilt(self, **changes: Any) -> MedicalClassifier:
+        return type(self)(**{**self._arguments(), **changes})
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "domain": self.domain,
+            "head": self.head,
+            "input_shape": self.input_shape,
+            "steps": self.steps,
+            "optimizer": self.optimizer,
+            "preprocessing_defences": self.preprocessing_defences,
+            "postprocessing_defences": self.postprocessing_defences,
+            "device_type": "cpu" if self.device.type == "cpu" else str(self.device),
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle by constructor: ART's own pickling writes the model into the user's home folder."""
+        return (_construct, (type(self), self._arguments()))
+
+    # -- the door ------------------------------------------------------------------------------------------------
+
+    def check(self, x: Any) -> NDArray[np.float32]:
+        """``x`` as float32 stored pixels.
+
+        :raises InputError: If the shape does not fit the model or a pixel is not finite.
+        """
+        array: np.ndarray[Any, Any] = np.asarray(x)
+        if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise InputError(f"pixels must be numbers, got an array of type {array.dtype}")
+        array = array.astype(np.float32, copy=False)
+        expected = self.input_shape
+        fits = array.ndim == len(expected) + 1 and array.shape[1] == expected[0]
+        if fits and not any(isinstance(step, Resize) for step in self.steps):
+            fits = array.shape[1:] == expected
+        if not fits:
+            raise InputError(f"expected images of shape (N, {', '.join(map(str, expected))}), got {array.shape}")
+        if array.size == 0:
+            return array
+        if not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise InputError("pixels must be finite, got NaN or infinity")
+        return array
+
+    def _warn_about_range(self, array: NDArray[np.float32]) -> None:
+        """Once for each estimator: attacks call ``predict`` at every step, some of them outside the box."""
+        if self._warned or array.size == 0:
+            return
+        domain = self.domain
+        low, high = float(array.min()), float(array.max())
+        slack = 0.01 * domain.span
+        outside = low < domain.low - slack or high > domain.high + slack
+        # Stored pixels that cover less than a hundredth of the range are most likely [0, 1] or [-1, 1] numbers.
+        shrunk = domain.span >= 100 and domain.step is not None and -1 <= low <= high <= 1 and low != round(low)
+        shrunk = shrunk or (domain.span >= 100 and (low, high) in {(0.0, 1.0), (-1.0, 1.0)})
+        if outside or shrunk:
+            self._warned = True
+            warnings.warn(
+                f"pixels range from {low:g} to {high:g}, but this model takes stored pixels from {domain.low:g} to "
+                f"{domain.high:g} {domain.unit}s; convert them to stored pixels, do not rescale the model",
+                DomainWarning,
+                stacklevel=4,
+            )
+
+
+class _OneOutput(nn.Module):
+    """One output of a network with several."""
+
+    def __init__(self, network: nn.Module, index: int) -> None:
+        super().__init__()
+        self.network = network
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.network(x)
+        z = z[0] if isinstance(z, tuple | list) else z
+        return z[:, self.index : self.index + 1]  # type: ignore[no-any-return]
+
+
+def _construct(kind: type[MedicalClassifier], arguments: dict[str, Any]) -> MedicalClassifier:
+    return kind(**arguments)
