@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random noise of the same norm: the control that every attack must beat (Carlini et al. 2019, arXiv 1902.06705)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from art_medical.attacks.projected_gradient_descent import ProjectedGradientDescent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from art_medical.estimators.classifier import MedicalClassifier
+
+
+class RandomNoise(ProjectedGradientDescent):
+    """The best of several uniform draws from the ball, without a single gradient."""
+
+    def __init__(
+        self,
+        estimator: MedicalClassifier,
+        norm: int | float | str = np.inf,
+        eps: float | NDArray[Any] = 2.0,
+        num_random_init: int = 1,
+        batch_size: int = 32,
+        targeted: bool = False,
+        confidence: float = 0.0,
+        quantise: bool = True,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        """
+        :param estimator: The classifier to attack.
+        :param norm: ``np.inf`` (or ``"inf"``) or 2.
+        :param eps: Budget as in :class:`~art_medical.attacks.projected_gradient_descent.ProjectedGradientDescent`.
+        :param num_random_init: Draws for each image; the one that serves the attacker best is returned.
+        """
+        super().__init__(
+            estimator,
+            norm=norm,
+            eps=eps,
+            max_iter=0,
+            num_random_init=num_random_init,
+            batch_size=batch_size,
+            targeted=targeted,
+            confidence=confidence,
+            quantise=quantise,
+            seed=seed,
+            verbose=verbose,
+        )
