@@ -38,8 +38,10 @@ class PixelDomain:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise InputError(f"a pixel domain needs finite low < high, got low={self.low!r}, high={self.high!r}")
         if self.step is not None:
-            steps = self.span / self.step if self.step > 0 else math.nan
-            if not abs(steps - round(steps)) < 1e-6 * max(1.0, steps):
+            if not (math.isfinite(self.step) and self.step > 0):
+                raise InputError(f"the step of a pixel domain must be positive, got {self.step!r}; None means no grid")
+            steps = self.span / self.step
+            if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
                 raise InputError(f"the range {self.low} to {self.high} is no whole number of steps of {self.step}")
 
     @property
@@ -48,15 +50,20 @@ class PixelDomain:
         return self.high - self.low
 
     @property
+    def units(self) -> str:
+        """Name of several units: ``grey levels``, but ``HU``."""
+        return self.unit if self.unit.isupper() else f"{self.unit}s"
+
+    @property
     def clip_values(self) -> tuple[float, float]:
         """The box, as ART estimators take it."""
         return (self.low, self.high)
 
     def quantise(self, x: Array) -> Array:
         """Nearest stored value of each element, inside the range (half to even, as NumPy and torch round)."""
-        if self.step is None:
-            return x.clip(self.low, self.high)
-        return (((x - self.low) / self.step).round() * self.step + self.low).clip(self.low, self.high)
+        grid = x if self.step is None else ((x - self.low) / self.step).round() * self.step + self.low
+        inside: Array = grid.clip(self.low, self.high)
+        return inside
 
     def on_grid(self, x: Array, tolerance: float = 1e-4) -> bool:
         """Whether every element is a value that the file can hold, up to ``tolerance`` steps."""
@@ -78,8 +85,11 @@ class PixelDomain:
 
     def describe(self, eps: float) -> str:
         """``eps`` in words: the physical unit and the share of the range."""
-        plural = "" if eps == 1 or self.unit.isupper() else "s"
-        return f"{eps:g} {self.unit}{plural} ({100 * eps / self.span:.2g} % of the range)"
+        return f"{self.amount(eps)} ({100 * eps / self.span:.2g} % of the range)"
+
+    def amount(self, eps: float) -> str:
+        """``eps`` with its unit: ``1 grey level``, ``2 grey levels``, ``3 HU``."""
+        return f"{eps:g} {self.unit if eps == 1 else self.units}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ class Found:
     """Best images of a batch so far, with the evidence of the search.
 
     :param x: Best stored pixels ``(n, C, *spatial)``.
-    :param objective: Its objective ``(n,)``, infinite before the first look.
-    :param distance: Its signed distance to success ``(n,)``, negative when the goal is reached.
+    :param distance: Its signed distance to success ``(n,)``: infinite before the first look, negative on success.
     :param forward: Forward passes spent on each sample ``(n,)``.
     :param backward: Backward passes spent on each sample ``(n,)``.
     :param zero_gradient: Whether a gradient of the sample was exactly zero everywhere ``(n,)``.
@@ -33,7 +32,6 @@ class Found:
     """
 
     x: Tensor
-    objective: Tensor
     distance: Tensor
     forward: Tensor
     backward: Tensor
@@ -46,7 +44,6 @@ class Found:
         n, device = len(x), x.device
         return cls(
             x=x.clone(),
-            objective=torch.full((n,), math.inf, dtype=torch.float64, device=device),
             distance=torch.full((n,), math.inf, dtype=torch.float64, device=device),
             forward=torch.zeros(n, dtype=torch.int64, device=device),
             backward=torch.zeros(n, dtype=torch.int64, device=device),
@@ -54,11 +51,9 @@ class Found:
             trace=[],
         )
 
-    def keep_better(self, rows: Tensor, x: Tensor, objective: Tensor, distance: Tensor) -> None:
-        """Take over the samples that improved: success first, then the objective."""
-        before, now = self.distance[rows] < 0, distance < 0
-        better = (now & ~before) | ((now == before) & (objective < self.objective[rows]))
-        self.objective[rows] = torch.where(better, objective, self.objective[rows])
+    def keep_better(self, rows: Tensor, x: Tensor, distance: Tensor) -> None:
+        """Take over the samples that came closer to success, or further beyond it."""
+        better = distance < self.distance[rows]
         self.distance[rows] = torch.where(better, distance, self.distance[rows])
         if bool(better.all()) and len(rows) == len(self.x):
             self.x.copy_(x)
@@ -102,10 +97,10 @@ def search(
         with torch.set_grad_enabled(not last):
             z = scores(x.requires_grad_(not last))
         value = evaluate(objective, z, y)
-        found.keep_better(rows, x.detach(), value.objective, value.distance)
+        found.keep_better(rows, x.detach(), value.distance)
         found.forward[rows] += 1
         found.trace.append(float(value.objective.mean()))
-        if last:
+        if last or bool((found.distance[rows] < -confidence).all()):
             return
         (gradient,) = torch.autograd.grad(z, x, value.direction)
         found.backward[rows] += 1

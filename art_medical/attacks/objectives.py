@@ -50,10 +50,15 @@ class Objective(ABC):
 
 
 class CrossEntropy(Objective):
-    """``J = -CE(z, y)``, targeted ``CE(z, t)`` (Madry et al. 2018, arXiv 1706.06083, section 2.1)."""
+    """``J = -CE(z, y)``, targeted ``CE(z, t)`` (Madry et al. 2018, arXiv 1706.06083, section 2.1).
+
+    Written as ``CE = softplus(log sum_{j != y} exp z_j - z_y)``, whose value and gradient keep their relative
+    precision for confident predictions; ``log softmax`` rounds both to zero there.
+    """
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
-        return -self.sign * functional.cross_entropy(z, y, reduction="none")
+        others = z.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+        return -self.sign * functional.softplus(others - z.gather(1, y[:, None])[:, 0])
 
 
 class Margin(Objective):
@@ -77,11 +82,16 @@ def evaluate(objective: Objective, z: Tensor, y: Tensor) -> Value:
 
     The derivative of cross-entropy falls below the smallest float32 number for confident predictions, and an attack
     that takes sign or normalised steps would then stand still although its direction is well defined. Taking the scale
-    out before the gradient enters the network removes that failure.
+    out before the gradient enters the network removes that failure. Where even float64 has nothing left (logits some
+    700 apart), the direction is that of the distance to success.
     """
     logits = z.detach().double().requires_grad_(True)
-    value = objective(logits, y)
+    value, distance = objective(logits, y), objective.distance(logits, y)
     (gradient,) = torch.autograd.grad(value.sum(), logits)
     scale = gradient.abs().amax(1, keepdim=True)
+    if not bool(scale.all()):
+        (towards_success,) = torch.autograd.grad(distance.sum(), logits)
+        gradient = torch.where(scale > 0, gradient, towards_success)
+        scale = gradient.abs().amax(1, keepdim=True)
     direction = gradient / scale.where(scale > 0, scale.new_ones(()))
-    return Value(value.detach(), objective.distance(logits.detach(), y), direction.to(z.dtype))
+    return Value(value.detach(), distance.detach(), direction.to(z.dtype))

@@ -97,12 +97,11 @@ class PatchAttack(StoredPixelAttack):
             x = self.domain.quantise(x) if self.quantise else x
             with torch.no_grad():
                 z = self.scores(x).double()
-            value, distance = objective(z, batch.y), objective.distance(z, batch.y)
+            distance = objective.distance(z, batch.y)
             meant = batch.y == target if self.targeted else batch.y != target
-            never = value.new_tensor(math.inf)
-            found.keep_better(rows, x, value.where(meant, never), distance.where(meant, never))
+            found.keep_better(rows, x, distance.where(meant, distance.new_tensor(math.inf)))
             found.forward += meant
-        found.trace.append(float(found.objective.mean()))
+        found.trace.append(float(found.distance.mean()))
         return found
 
     def _need_planes(self, x: NDArray[np.float32]) -> None:

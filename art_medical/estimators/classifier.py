@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from art_medical.domain import PixelDomain
 from art_medical.errors import DomainWarning, InputError
 from art_medical.estimators.heads import Head
-from art_medical.estimators.module import ClassifierModule, inference
+from art_medical.estimators.module import ClassifierModule, CrossEntropy, inference, plain
 from art_medical.estimators.steps import Resize, Step
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
     :param optimizer: Optimiser for ART's ``fit``; its parameters must be those of ``network``.
     :param preprocessing_defences: As in ART; only torch preprocessors chain without surprises.
     :param postprocessing_defences: As in ART.
-    :param device_type: ``cpu``, ``gpu`` or a torch device such as ``cuda:1``.
+    :param device_type: ``cpu``; anything else is the current CUDA device if there is one, as in ART.
     """
 
-    estimator_params = [*PyTorchClassifier.estimator_params, "domain", "head", "steps"]
+    estimator_params: ClassVar[list[str]] = [*PyTorchClassifier.estimator_params, "domain", "head", "steps"]
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         self._warned = False
         super().__init__(
             model=ClassifierModule(network, steps, head),
-            loss=nn.CrossEntropyLoss(),
+            loss=CrossEntropy(),
             input_shape=tuple(input_shape),
             nb_classes=head.nb_classes,
             optimizer=optimizer,
@@ -106,26 +106,30 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         :raises InputError: If the shape is wrong or a pixel is not finite.
         """
         array = self.check(x)
+        if not len(array):
+            return np.zeros((0, self.nb_classes), np.float32)
         self._warn_about_range(array)
-        modes = [(m, m.training) for m in self.model.modules()]
-        try:
-            result: NDArray[np.float32] = super().predict(
-                array, batch_size=batch_size, training_mode=training_mode, **kwargs
-            )
-        finally:
-            for m, mode in modes:
-                m.training = mode
+        with inference(self.model, training_mode):
+            scores = np.concatenate([self.module(batch).cpu().numpy() for batch in self._batches(array, batch_size)])
+        result: NDArray[np.float32] = self._apply_postprocessing(preds=scores.astype(np.float32), fit=False)
         return result
 
     def predict_logits(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float32]:
         """The network's own logits ``(N, head.outputs)``, without threshold, behind the preprocessing defences."""
         array = self.check(x)
-        rows = []
-        with inference(self.model), torch.no_grad():
+        with inference(self.model):
+            rows = [self.module.logits(batch).cpu().numpy() for batch in self._batches(array, batch_size)]
+        return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, self.head.outputs), np.float32)
+
+    def _batches(self, array: NDArray[np.float32], batch_size: int) -> Iterator[Tensor]:
+        """Batches on the device, behind the preprocessing defences, without gradient.
+
+        ART's own ``predict`` draws a random number for each call, which would tie results to the order of calls.
+        """
+        with torch.no_grad():
             for start in range(0, len(array), batch_size):
                 batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
-                rows.append(self.module.logits(torch.from_numpy(np.asarray(batch)).to(self.device)).cpu().numpy())
-        return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, self.head.outputs), np.float32)
+                yield torch.from_numpy(np.asarray(batch)).to(self.device)
 
     def predict_proba(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float64]:
         """Probabilities before any threshold: ``(N, K)``, one-logit models ``(N, 2)``."""
@@ -161,15 +165,18 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         with inference(self.model):
             return super().compute_loss(x, self._labels(y), reduction=reduction, **kwargs)
 
-    def fit(self, x: np.ndarray[Any, Any], y: Any, **kwargs: Any) -> None:
-        """As in ART; labels as in :meth:`encode`."""
-        super().fit(self.check(x), self.encode(y), **kwargs)
+    def fit(self, x: np.ndarray[Any, Any], y: Any, batch_size: int = 128, nb_epochs: int = 10, **kwargs: Any) -> None:
+        """As in ART; labels as in :meth:`encode`, or soft rows ``(N, nb_classes)``."""
+        super().fit(self.check(x), self._labels(y), batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
 
     def _labels(self, y: Any) -> Any:
         """Rows that are not soft or one-hot labels of this head are encoded; ART would take their arg-max."""
-        if isinstance(y, Tensor) or (y.ndim == 2 and y.shape[1] == self.nb_classes):
+        if isinstance(y, Tensor):
             return y
-        return self.encode(y)
+        labels = np.asarray(y)
+        if labels.ndim == 2 and labels.shape[1] == self.nb_classes and np.issubdtype(labels.dtype, np.floating):
+            return labels
+        return self.encode(labels)
 
     # -- layers --------------------------------------------------------------------------------------------------
 
@@ -191,7 +198,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         :param layer: Dotted name of a module of the network, or index into :attr:`layer_names`.
         :param batch_size: Images in one forward pass.
         :param framework: Return a tensor that carries the gradient.
-        :raises InputError: If there is no such layer.
+        :raises InputError: If there is no such layer, or if it takes no part in a prediction.
         """
         names = self.layer_names
         name = names[layer] if isinstance(layer, int) and -len(names) <= layer < len(names) else layer
@@ -200,22 +207,32 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
             raise InputError(
                 f"no layer {layer!r} in {type(self.network).__name__}; layers are {', '.join(names[:5])}, ..."
             )
+        if framework:
+            tensor = x if isinstance(x, Tensor) else torch.from_numpy(self.check(x)).to(self.device)
+            batch, _ = self._apply_preprocessing(tensor, y=None, fit=False, no_grad=False)
+            return self._output_of(name, modules[name], batch)
+        array = self.check(x)
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(array), batch_size):
+                batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
+                tensor = torch.from_numpy(np.asarray(batch)).to(self.device)
+                rows.append(self._output_of(name, modules[name], tensor).cpu().numpy())
+        return np.concatenate(rows)
+
+    def _output_of(self, name: str, layer: nn.Module, batch: Tensor) -> Tensor:
+        """Output of a layer; of its last call, as in ART, where one forward pass calls it more than once."""
         kept: list[Tensor] = []
-        handle = modules[name].register_forward_hook(lambda _module, _args, output: kept.append(output.clone()))
+        # Cloned, because the next layer may work in place.
+        handle = layer.register_forward_hook(lambda _module, _args, output: kept.append(plain(output).clone()))
         try:
             with inference(self.model):
-                if framework:
-                    x, _ = self._apply_preprocessing(x, y=None, fit=False, no_grad=False)
-                    self.model(x if isinstance(x, Tensor) else torch.from_numpy(x).to(self.device))
-                    return kept[0]
-                array = self.check(x)
-                with torch.no_grad():
-                    for start in range(0, len(array), batch_size):
-                        batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
-                        self.model(torch.from_numpy(np.asarray(batch)).to(self.device))
+                self.model(batch)
         finally:
             handle.remove()
-        return torch.cat(kept).cpu().numpy()
+        if not kept:
+            raise InputError(f"layer {name!r} takes no part in a prediction; choose another one")
+        return kept[-1]
 
     # -- copies --------------------------------------------------------------------------------------------------
 
@@ -234,17 +251,24 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         :param steps: Steps from the new stored pixels to what this classifier takes.
         :param domain: Domain of the new stored pixels.
         :param input_shape: Shape ``(C, *spatial)`` of one new image.
+        :raises InputError: If there are preprocessing defences: they are made for this classifier's pixels.
         """
+        if self.preprocessing_defences:
+            raise InputError("preprocessing defences work on this classifier's pixels; add them to the result instead")
         return self._rebuilt(steps=(*steps, *self.steps), domain=domain, input_shape=input_shape, optimizer=None)
 
     def clone_for_refitting(self) -> MedicalClassifier:
         """A copy of equal architecture with fresh weights and, if there is one, the same kind of optimiser."""
         import copy
+        import inspect
 
         network = copy.deepcopy(self.network)
         optimizer = None
         if self.optimizer is not None:
-            optimizer = type(self.optimizer)(network.parameters(), **self.optimizer.defaults)  # type: ignore[call-arg]
+            kind = type(self.optimizer)
+            accepted = inspect.signature(kind).parameters
+            defaults = {name: value for name, value in self.optimizer.defaults.items() if name in accepted}
+            optimizer = kind(network.parameters(), **defaults)
         clone = self._rebuilt(network=network, optimizer=optimizer)
         clone.reset()
         return clone
@@ -277,9 +301,10 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         :raises InputError: If the shape does not fit the model or a pixel is not finite.
         """
         array: np.ndarray[Any, Any] = np.asarray(x)
-        if array.dtype == object or not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise InputError(f"pixels must be numbers, got an array of type {array.dtype}")
-        array = array.astype(np.float32, copy=False)
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"pixels must be real numbers, got an array of type {array.dtype}")
+        with np.errstate(over="ignore"):  # becomes an infinity, which is refused below
+            array = array.astype(np.float32, copy=False)
         expected = self.input_shape
         fits = array.ndim == len(expected) + 1 and array.shape[1] == expected[0]
         if fits and not any(isinstance(step, Resize) for step in self.steps):
@@ -300,14 +325,13 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         low, high = float(array.min()), float(array.max())
         slack = 0.01 * domain.span
         outside = low < domain.low - slack or high > domain.high + slack
-        # Stored pixels that cover less than a hundredth of the range are most likely [0, 1] or [-1, 1] numbers.
-        shrunk = domain.span >= 100 and domain.step is not None and -1 <= low <= high <= 1 and low != round(low)
-        shrunk = shrunk or (domain.span >= 100 and (low, high) in {(0.0, 1.0), (-1.0, 1.0)})
+        # Fractions inside [-1, 1] are most likely pixels that somebody has scaled; a black image holds whole numbers.
+        shrunk = domain.span >= 100 and -1 <= low <= high <= 1 and bool((array != array.round()).any())
         if outside or shrunk:
             self._warned = True
             warnings.warn(
                 f"pixels range from {low:g} to {high:g}, but this model takes stored pixels from {domain.low:g} to "
-                f"{domain.high:g} {domain.unit}s; convert them to stored pixels, do not rescale the model",
+                f"{domain.high:g} {domain.units}; convert them to stored pixels, do not rescale the model",
                 DomainWarning,
                 stacklevel=4,
             )
@@ -324,7 +348,8 @@ class _OneOutput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.network(x)
         z = z[0] if isinstance(z, tuple | list) else z
-        return z[:, self.index : self.index + 1]  # type: ignore[no-any-return]
+        one: Tensor = z[:, self.index : self.index + 1]
+        return one
 
 
 def _construct(kind: type[MedicalClassifier], arguments: dict[str, Any]) -> MedicalClassifier:

@@ -90,9 +90,7 @@ class Head(BaseModel):
     @property
     def nb_classes(self) -> int:
         """Number of classes that ART sees."""
-        if self.kind == "softmax":
-            return len(self.labels)
-        return 2**self.outputs
+        return len(self.labels) if self.kind == "softmax" else 1 << self.outputs
 
     @property
     def shifts(self) -> tuple[float, ...]:
@@ -128,9 +126,12 @@ class Head(BaseModel):
         :raises InputError: If a value is not a label of this head.
         """
         labels = np.asarray(y)
+        if labels.dtype == bool:
+            labels = labels.astype(np.int64)
         if self.kind == "multi-label" and labels.ndim == 2 and labels.shape[1] == self.outputs:
-            if not np.isin(labels, (0, 1)).all():
-                raise InputError(f"multi-hot labels must be 0 or 1, got values such as {labels.max()}")
+            odd = labels[~np.isin(labels, (0, 1))]
+            if odd.size:
+                raise InputError(f"multi-hot labels must be 0 or 1, got {odd[0]} for {self.describe()}")
             labels = (labels.astype(np.int64) << np.arange(self.outputs)).sum(1)
         elif labels.ndim == 2 and labels.shape[1] == self.nb_classes:
             if not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):

@@ -32,7 +32,7 @@ class ClassifierModule(nn.Module):
 
     def network_input(self, x: Tensor) -> Tensor:
         """Stored pixels ``(N, C, *spatial)`` of any floating or integer type to what the network gets."""
-        x = _plain(x)
+        x = plain(x)
         reference = next(self.network.parameters(), None)
         x = x.to(torch.float32 if reference is None else reference.dtype)
         for step in self.steps:
@@ -47,39 +47,56 @@ class ClassifierModule(nn.Module):
         z: Any = self.network(self.network_input(x))
         if isinstance(z, tuple | list):
             z = z[0]
-        z = _plain(z)
-        if z.ndim == 1:
-            z = z[:, None]
-        if z.ndim != 2 or z.shape[1] != self.head.outputs:
+        if not isinstance(z, Tensor):
+            raise ModelError(f"the network returns {type(z).__name__}; an estimator needs a tensor of logits")
+        logits = plain(z)
+        if logits.ndim == 1:
+            logits = logits[:, None]
+        if logits.ndim != 2 or logits.shape[1] != self.head.outputs:
             raise ModelError(
                 f"the network returns shape {tuple(z.shape)}; its {self.head.kind} head needs (N, {self.head.outputs})"
             )
-        return z
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Stored pixels to the decision logits ``(N, head.nb_classes)``."""
         return self.head.decision_logits(self.logits(x))
 
 
-def _plain(x: Any) -> Tensor:
+class CrossEntropy(nn.CrossEntropyLoss):
+    """Cross-entropy whose gradient keeps its direction for confident predictions in float32.
+
+    There ``p_y - 1`` is rounded to 0 while the other ``p_j`` are not. Subtracting the largest logit changes neither
+    value nor gradient, but then the derivative of ``z_y`` is the sum of the ``-p_j`` and not the difference to 1.
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """As in torch: logits ``(N, K)`` and class indices ``(N,)`` or rows ``(N, K)`` whose sum is 1."""
+        return super().forward(input - input.amax(1, keepdim=True), target)
+
+
+def plain(x: Tensor) -> Tensor:
     """A MONAI ``MetaTensor`` as the plain tensor that it wraps: its bookkeeping has no place in a gradient loop."""
-    tensor = x.as_tensor() if hasattr(x, "as_tensor") else x
-    assert isinstance(tensor, Tensor)
+    tensor: Tensor = x.as_tensor() if hasattr(x, "as_tensor") else x
     return tensor
 
 
 @contextmanager
-def inference(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients, which an attack never needs; the former state comes back after."""
+def inference(module: nn.Module, training_mode: bool = False) -> Iterator[None]:
+    """Evaluation (or training) mode without parameter gradients, which an attack never needs; both come back after.
+
+    The gradients that are there come back too: ART clears them, and an attack may run between the steps of a training.
+    """
     training = [(m, m.training) for m in module.modules()]
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    module.eval()
-    for parameter in trainable:
+    trainable = [(p, p.grad) for p in module.parameters() if p.requires_grad]
+    module.train(training_mode)
+    for parameter, _ in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in trainable:
+        for parameter, gradient in trainable:
             parameter.requires_grad_(True)
+            parameter.grad = gradient
         for m, mode in training:
             m.training = mode

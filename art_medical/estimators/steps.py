@@ -86,10 +86,13 @@ class ZScore(_Step):
         axes = tuple(range(2, x.ndim))
         inside = (x != 0) if self.nonzero else x.new_ones(x.shape).bool()
         count = inside.sum(axes, keepdim=True).clamp(min=1)
-        mean = (x * inside).sum(axes, keepdim=True) / count
-        variance = (((x - mean) * inside) ** 2).sum(axes, keepdim=True) / count
+        # Counted from the darkest pixel, a constant image has variance 0 and not the rounding error of its mean.
+        origin = x.detach().where(inside, x.new_tensor(float("inf"))).amin(axes, keepdim=True)
+        above = (x - origin).where(inside, x.new_zeros(()))
+        mean = above.sum(axes, keepdim=True) / count
+        variance = (((above - mean) * inside) ** 2).sum(axes, keepdim=True) / count
         deviation = variance.where(variance > 0, variance.new_ones(())).sqrt()
-        return ((x - mean) / deviation).where(inside, x)
+        return ((above - mean) / deviation).where(inside, x)
 
 
 class Resize(_Step):
