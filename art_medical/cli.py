@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line. Errors are one line on standard error; exit codes are documented in ``docs/exit-codes.rst``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from art_medical import __version__
+from art_medical.errors import ArtMedicalError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from art_medical.evaluation.results import Results
+
+app = typer.Typer(
+    name="art-medical",
+    help="Measure how robust a medical image classifier is against attacks on its input.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+zoo_app = typer.Typer(help="The model zoo.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+DEFAULT_OUT = Path("art-medical-report")
+INTERRUPTED = 130
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"art-medical {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def evaluate(
+    study: Annotated[Path | None, typer.Argument(help="Study file; without it the embedded phantom study.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with labels.csv and images/, or an npz file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Evaluate this model instead of those that the study names.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where results.json, report.html and finished cells go.")] = DEFAULT_OUT,
+    limit: Annotated[int | None, typer.Option(min=2, help="Use at most so many test images.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json on standard output.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, gpu or a torch device such as cuda:1.")] = "cpu",
+) -> None:
+    """Run a study: attack the models, write results.json and report.html. A cut run continues where it stopped."""
+    from art_medical.evaluation import study as studies
+
+    chosen = studies.embedded_study() if study is None else studies.read_study(study)
+    if model is not None:
+        chosen = chosen.model_copy(update={"models": (model,)})
+    console = _console(stderr=json)
+    _writable(out)
+    with _Bars(console) as progress:
+        # After the bar is up: these imports take seconds.
+        from art_medical.evaluation.runner import evaluate as run
+        from art_medical.evaluation.store import Store
+
+        results = run(chosen, data=data, store=Store(out / "cells"), limit=limit, device=device, progress=progress)
+    _write_results(results, out)
+    if json:
+        print(results.to_json(), end="")
+    else:
+        _show(results, out, console)
+
+
+@app.command()
+def attack(
+    image: Annotated[Path, typer.Argument(help="DICOM, NIfTI, PNG or JPEG file.")],
+    model: Annotated[str, typer.Option(help="Registered model or model folder.")],
+    out: Annotated[Path, typer.Option(help="File to write: same format as IMAGE; PNG for JPEG.")],
+    eps: Annotated[
+        str, typer.Option(help="Budget in stored values of IMAGE, or in per cent of what the model sees, as in 1%.")
+    ] = "1%",
+    attack: Annotated[str, typer.Option(help="Name of the attack: pgd or noise.")] = "pgd",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the attack.")] = 40,
+    target: Annotated[str | None, typer.Option(help="Label to reach; without it the decision is flipped.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu, gpu or a torch device.")] = "cpu",
+) -> None:
+    """Attack one file: write a file of the same kind, read it back and score it again."""
+    from rich.markup import escape
+
+    console = _console()
+    with console.status(escape(f"attacking {_one_line(image.name)}")):
+        from art_medical.evaluation.single_image import attack_file
+
+        outcome = attack_file(
+            image,
+            out,
+            model=model,
+            attack=attack,
+            norm=norm,
+            eps=eps,
+            max_iter=steps,
+            target=target,
+            seed=seed,
+            device=device,
+        )
+    for line in outcome.lines():
+        console.print(_one_line(line), soft_wrap=True)
+    if not outcome.success:
+        raise typer.Exit(6)
+
+
+@zoo_app.command("list")
+def zoo_list(pattern: Annotated[str, typer.Argument(help="Shell pattern, for instance 'cxr-*'.")] = "*") -> None:
+    """List the registered models."""
+    from rich.table import Table
+
+    from art_medical.zoo.registry import find_card, find_weights, list_models
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "modality", "network", "labels", "test AUROC", "weights"):
+        table.add_column(heading, overflow="fold")
+    for name in list_models(pattern):
+        card, folders = find_card(name)
+        try:
+            find_weights(card, folders)
+            installed = "installed"
+        except ArtMedicalError:
+            installed = "not installed"
+        scores = [f"{s.value:.3f}" for e in card.clean_eval for s in e.scores if s.metric == "auroc"]
+        table.add_row(
+            name,
+            card.input.modality,
+            card.architecture.target,
+            ", ".join(card.head.labels),
+            scores[0] if scores else "-",
+            installed,
+        )
+    _console().print(table)
+
+
+@zoo_app.command("show")
+def zoo_show(name: Annotated[str, typer.Argument(help="Registered model or model folder.")]) -> None:
+    """Print the card of a model as JSON."""
+    from art_medical.zoo.registry import find_card
+
+    print(find_card(name)[0].to_json(), end="")
+
+
+# -- output ------------------------------------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = False) -> Console:
+    """Colour only for people: rich honours ``NO_COLOR`` and leaves pipes plain. Names in brackets are no markup."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+class _Bars:
+    """One progress bar for the task at hand; silent when nobody looks."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        self._task = self._bars.add_task("loading", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, task: str, images: int) -> None:
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(task, total=images or None)
+
+    def advance(self, images: int) -> None:
+        if self._task is not None:
+            self._bars.advance(self._task, images)
+
+
+def _writable(out: Path) -> None:
+    """Find out before the work, not after it, that the results have nowhere to go."""
+    try:
+        parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    except OSError as error:
+        raise ArtMedicalError(f"cannot write results to {out}: {error.strerror}") from error
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ArtMedicalError(f"cannot write results to {out}: {parent} is no folder that may be written")
+
+
+def _write_results(results: Results, out: Path) -> None:
+    from art_medical.evaluation.report import render_report
+    from art_medical.evaluation.store import write_atomically
+
+    write_atomically(out / "results.json", results.to_json().encode())
+    render_report(results, out / "report.html")
+
+
+def _show(results: Results, out: Path, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{results.study.name}, n = {results.cells[0]['n']}", title_justify="left", box=None, pad_edge=False
+    )
+    for heading in ("model", "attack", "budget", "accuracy", "AUROC", "sensitivity", "specificity", "attack success"):
+        table.add_column(heading)
+    for cell in results.cells:
+        metrics = cell["metrics"]
+        figures = [_figure(metrics.get(name)) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
+        success = _figure(metrics.get("attack_success_rate"))
+        table.add_row(
+            cell["model"], cell["attack"], cell["budget"]["text"] if cell["budget"] else "", *figures, success
+        )
+    console.print(table)
+    for check in results.checks:
+        if not check["passed"]:
+            console.print(f"check not passed: {check['name']}: {check['detail']}", soft_wrap=True)
+    console.print(_one_line(f"wrote {out / 'report.html'} and {out / 'results.json'}"), soft_wrap=True)
+
+
+def _figure(metric: dict[str, float | None] | None) -> str:
+    if metric is None or metric["value"] is None:
+        return "-"
+    if metric["low"] is None or metric["high"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def _one_line(text: str) -> str:
+    """``text`` without line breaks and without what a terminal would obey; names of files and labels may hold both."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def _complain(message: str, code: int) -> NoReturn:
+    print(f"art-medical: {_one_line(message)}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point: errors of the package and of the command line become one line and their exit code."""
+    warnings.simplefilter("ignore")
+    try:
+        code = app(standalone_mode=False)
+    except ArtMedicalError as error:
+        _complain(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        # torch says it with a RuntimeError.
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _complain("out of memory; use fewer images (--limit) or a smaller batch_size", 1)
+    except Exception as error:
+        # Where typer keeps the class of its usage errors depends on its version.
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _complain(str(message()).rstrip(".") + "; see art-medical --help", 2)
+    if code == INTERRUPTED:
+        _complain("interrupted; finished cells are kept and the same command continues", INTERRUPTED)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

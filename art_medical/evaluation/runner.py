@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a study: load models and images, fill the cells that are not there yet, and put the results together."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from art_medical.attacks import attack_class
+from art_medical.attacks.base import Record, StoredPixelAttack
+from art_medical.attacks.patch import PatchAttack
+from art_medical.errors import InputError, ModelError, StudyError
+from art_medical.estimators.classifier import MedicalClassifier
+from art_medical.evaluation.adequacy import cell_evidence, study_checks
+from art_medical.evaluation.cells import UNDEFENDED, Cell, canonical, cell_id, plan, stored
+from art_medical.evaluation.metrics import Predictions, summarise
+from art_medical.evaluation.results import Results
+from art_medical.evaluation.store import Arrays, Store
+from art_medical.evaluation.study import AttackEntry, Study
+from art_medical.images.datasets import Dataset, read_folder, read_npz, sample_phantoms
+from art_medical.images.phantoms import LumpyPhantom
+from art_medical.zoo.cards import Card
+from art_medical.zoo.registry import find_card, load
+
+_NORMS = {"linf": np.inf, "l2": 2}
+_EXEMPLARS = 4
+
+
+class Progress(Protocol):
+    """Who wants to know how far the run is."""
+
+    def begin(self, task: str, images: int) -> None:
+        """A task of so many images begins."""
+
+    def advance(self, images: int) -> None:
+        """So many images of it are done."""
+
+
+class Silent:
+    """Nobody wants to know."""
+
+    def begin(self, task: str, images: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model with everything that names it in a record."""
+
+    ref: str
+    card: Card
+    estimator: MedicalClassifier
+
+    @property
+    def hashes(self) -> dict[str, Any]:
+        """What decides its numbers: weights, and the parts of the card that are executed."""
+        executed = self.card.model_dump(mode="json", include={"architecture", "input", "head"})
+        return {
+            "name": self.card.name,
+            "weights": self.card.files[self.card.weights].sha256,
+            "definition": hashlib.sha256(canonical(executed).encode()).hexdigest(),
+        }
+
+
+def evaluate(
+    study: Study,
+    *,
+    data: Path | None = None,
+    store: Store | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Results:
+    """Run a study.
+
+    :param study: What to measure.
+    :param data: Folder or file of the images, for studies on files.
+    :param store: Where finished cells are kept and looked up; without it nothing is written.
+    :param limit: At most so many test images, spread evenly.
+    :param device: ``cpu``, ``gpu`` or a torch device.
+    :raises ArtMedicalError: If a model, an image or the study cannot be used; cells that were finished stay in
+        ``store``.
+    """
+    reporter = progress or Silent()
+    subjects = {ref: _subject(ref, device) for ref in _all_models(study)}
+    records: list[dict[str, Any]] = []
+    arrays: dict[str, Arrays] = {}
+    images: dict[str, Any] = {}
+    for ref in study.models:
+        source = _Source(study, data, subjects[ref].estimator, reporter)
+        test = source.read(study.data.split, limit)
+        run = _ModelRun(study, subjects, ref, source, test, store, reporter)
+        images[ref] = run.data
+        for record, found in run.cells():
+            records.append(record)
+            arrays[record["id"]] = found
+    return Results(
+        study=study,
+        cells=tuple(records),
+        checks=tuple(study_checks(records)),
+        provenance=_provenance(subjects, images, device),
+        arrays=arrays,
+    )
+
+
+class _ModelRun:
+    """All cells of one model on one set of test images."""
+
+    def __init__(
+        self,
+        study: Study,
+        subjects: dict[str, _Subject],
+        ref: str,
+        source: _Source,
+        test: Dataset,
+        store: Store | None,
+        progress: Progress,
+    ) -> None:
+        self.study, self.subjects, self.victim = study, subjects, subjects[ref]
+        self.source, self.test, self.store, self.progress = source, test, store, progress
+        self.data = _data_hashes(test)
+        self.before: Predictions | None = None
+        self.patches: dict[tuple[str, int], PatchAttack] = {}
+
+    def cells(self) -> Iterator[tuple[dict[str, Any], Arrays]]:
+        """Records and per-sample arrays, the clean cell first."""
+        for cell in plan(self.study, self.victim.ref, self.victim.estimator.domain):
+            surrogate = self._surrogate(cell)
+            key = cell_id(
+                cell,
+                model=self.victim.hashes,
+                data=self.data,
+                surrogate=None if surrogate is None else surrogate.hashes,
+            )
+            kept = self.store.read(key) if self.store is not None else None
+            if kept is None:
+                kept = self._measure(key, cell, surrogate or self.victim)
+                if self.store is not None:
+                    self.store.write(key, *kept)
+            record, arrays = kept
+            if cell.entry is None:
+                self.before = self._predictions(arrays["logits"])
+            # Names may change without changing what was measured.
+            threat_model = None if cell.entry is None else cell.entry.threat_model
+            yield {**record, "model": cell.model, "attack": cell.attack, "threat_model": threat_model}, arrays
+
+    def _surrogate(self, cell: Cell) -> _Subject | None:
+        name = None if cell.entry is None else self.study.threat_models[cell.entry.threat_model].surrogate
+        if name is None:
+            return None
+        surrogate = self.subjects[name]
+        _same_input(self.victim, surrogate)
+        return surrogate
+
+    def _measure(self, key: str, cell: Cell, attacked_model: _Subject) -> tuple[dict[str, Any], Arrays]:
+        test, batch_size = self.test, self.study.batch_size
+        attacked, record, settings, evidence = test.x, None, None, None
+        if cell.entry is None:
+            self.progress.begin(f"{cell.model}: clean", len(test))
+        else:
+            attack = self._attack(cell, attacked_model.estimator)
+            self.progress.begin(f"{cell.model}: {_title(cell)}", len(test))
+            attacked, record = _generate(attack, test, batch_size, self.progress)
+            settings = {"attack": cell.entry.attack, **_settings(attack)}
+            evidence = cell_evidence(record, attacked, attack.domain, cell.budget, quantise=attack.quantise)
+        logits = self.victim.estimator.predict_logits(attacked, batch_size)
+        metrics = summarise(self.victim.card.head, self._predictions(logits), self.before, cell.seed)
+        content = {
+            "id": key,
+            "model": cell.model,
+            "data": test.name,
+            "defence": UNDEFENDED,
+            "attack": cell.attack,
+            "budget": _budget(cell, self.victim.estimator),
+            "n": len(test),
+            "seed": cell.seed,
+            "metrics": {name: estimate.to_json() for name, estimate in metrics.items()},
+            "threat_model": None,
+            "settings": settings,
+            "evidence": evidence,
+        }
+        return content, _per_sample(test, attacked, logits, record)
+
+    def _attack(self, cell: Cell, estimator: MedicalClassifier) -> StoredPixelAttack:
+        """The attack of a cell; a patch is made from training images once for each seed."""
+        entry = cell.entry
+        assert entry is not None
+        if (entry.label, cell.seed) in self.patches:
+            return self.patches[entry.label, cell.seed]
+        attack = _build(cell, entry, estimator)
+        if isinstance(attack, PatchAttack):
+            train = self.source.read("train", entry.fit_images)
+            self.progress.begin(f"{cell.model}: making {entry.label}", len(train) * attack.passes)
+            attack.fit(train.x, train.y, report=self.progress.advance)
+            self.patches[entry.label, cell.seed] = attack
+        return attack
+
+    def _predictions(self, logits: NDArray[np.float32]) -> Predictions:
+        head = self.victim.card.head
+        return Predictions(
+            probabilities=head.probabilities(logits),
+            decisions=head.decision_logits(torch.from_numpy(logits)).argmax(1).numpy().astype(np.int64),
+            truth=head.encode(self.test.y).argmax(1).astype(np.int64),
+            groups=self.test.groups,
+        )
+
+
+# -- one cell ----------------------------------------------------------------------------------------------------------
+
+
+def _build(cell: Cell, entry: AttackEntry, estimator: MedicalClassifier) -> StoredPixelAttack:
+    arguments: dict[str, Any] = {**entry.options, "seed": cell.seed}
+    if cell.budget is not None:
+        arguments |= {"norm": _NORMS[cell.budget.norm], "eps": cell.budget.eps}
+        if entry.eps_step is not None:
+            arguments["eps_step"] = stored(estimator.domain, entry, entry.eps_step)
+    kind = attack_class(entry.attack)
+    try:
+        return kind(estimator, **arguments)
+    except TypeError as error:
+        raise StudyError(f"attack {entry.label!r}: {kind.__name__} refused its options: {error}") from error
+    except InputError as error:
+        raise StudyError(f"attack {entry.label!r}: {error}") from error
+
+
+def _generate(
+    attack: StoredPixelAttack, test: Dataset, batch_size: int, progress: Progress
+) -> tuple[NDArray[np.float32], Record]:
+    """Attacked images, batch by batch for the progress bar, and the record of how they came to be."""
+    attacked, records = np.empty_like(test.x), []
+    attack.set_params(batch_size=batch_size)
+    for start in range(0, len(test), batch_size):
+        rows = slice(start, start + batch_size)
+        attacked[rows] = attack.generate(test.x[rows], test.y[rows], ids=test.ids[rows])
+        assert attack.record is not None
+        records.append(attack.record)
+        progress.advance(len(test.ids[rows]))
+    return attacked, Record.join(records)
+
+
+def _settings(attack: StoredPixelAttack) -> dict[str, Any]:
+    names = [name for name in attack.attack_params if name not in ("verbose", "summary_writer")]
+    return {name: _plain(getattr(attack, name)) for name in names}
+
+
+def _per_sample(
+    test: Dataset, attacked: NDArray[np.float32], logits: NDArray[np.float32], record: Record | None
+) -> Arrays:
+    shown = _exemplars(test)
+    arrays: Arrays = {
+        "ids": np.array(test.ids),
+        "groups": test.groups,
+        "truth": test.y,
+        "logits": logits,
+        "exemplars": shown,
+        "exemplar_clean": test.x[shown],
+        "exemplar_attacked": attacked[shown],
+    }
+    if record is not None:
+        arrays |= record.per_sample()
+    return arrays
+
+
+def _exemplars(test: Dataset) -> NDArray[np.int64]:
+    """The first images of each label in turn, chosen before anything is known about them."""
+    labels = test.y if test.y.ndim == 1 else test.y.max(1)
+    queues = [list(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    picked = [queue[i] for i in range(_EXEMPLARS) for queue in queues if i < len(queue)]
+    return np.array(sorted(picked[:_EXEMPLARS]), dtype=np.int64)
+
+
+def _budget(cell: Cell, estimator: MedicalClassifier) -> dict[str, Any] | None:
+    if cell.budget is None:
+        return None
+    budget = cell.budget
+    domain = estimator.domain
+    text = domain.describe(budget.eps) if budget.norm == "linf" else domain.amount(budget.eps)
+    return {"norm": budget.norm, "eps": budget.eps, "unit": budget.unit, "text": text}
+
+
+def _title(cell: Cell) -> str:
+    return cell.attack if cell.budget is None else f"{cell.attack}, eps {cell.budget.eps:g}"
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON: infinity and tuples have no number and no array there."""
+    if isinstance(value, float) and not np.isfinite(value):
+        return "inf" if value > 0 else "-inf"
+    if isinstance(value, np.generic):
+        return value.item()
+    return list(value) if isinstance(value, tuple) else value
+
+
+# -- models and images -------------------------------------------------------------------------------------------------
+
+
+class _Source:
+    """Where the images of a study come from, in the shape that one model takes; each split is read once."""
+
+    def __init__(self, study: Study, data: Path | None, estimator: MedicalClassifier, progress: Progress) -> None:
+        self._study, self._estimator, self._progress = study, estimator, progress
+        self._path = self._find(data)
+        self._read: dict[tuple[str, int | None], Dataset] = {}
+
+    def _find(self, data: Path | None) -> Path | None:
+        entry = self._study.data
+        if entry.kind == "phantom":
+            if data is not None:
+                raise InputError(f"the study {self._study.name!r} runs on generated phantoms and takes no --data")
+            return None
+        path = data or (Path(entry.path) if entry.path is not None else None)
+        if path is None:
+            raise InputError(f"the study {self._study.name!r} runs on files: say where they are with --data DIR")
+        if not path.exists():
+            raise InputError(f"no data at {path}")
+        return path
+
+    def read(self, split: str, limit: int | None) -> Dataset:
+        """A split, checked against the model."""
+        if (split, limit) not in self._read:
+            self._read[split, limit] = self._checked(self._load(split, limit))
+        return self._read[split, limit]
+
+    def _load(self, split: str, limit: int | None) -> Dataset:
+        entry = self._study.data
+        if entry.kind == "phantom":
+            n = entry.n if limit is None else min(limit, entry.n)
+            if split == "train":
+                n = limit or entry.n
+            return sample_phantoms(LumpyPhantom(), split, n, seed=entry.seed)
+        assert self._path is not None
+        if entry.kind == "npz":
+            return read_npz(self._path, split, limit=limit)
+        self._progress.begin(f"reading {split} images", 0)
+        channels = self._estimator.input_shape[0]
+        return read_folder(self._path, split, channels=channels, limit=limit, progress=self._progress.advance)
+
+    def _checked(self, data: Dataset) -> Dataset:
+        estimator = self._estimator
+        if data.domain != estimator.domain:
+            raise InputError(
+                f"{data.name} stores {data.domain.low:g} to {data.domain.high:g} {data.domain.unit}s, "
+                f"the model takes {estimator.domain.low:g} to {estimator.domain.high:g} {estimator.domain.unit}s"
+            )
+        estimator.check(data.x)
+        estimator.encode(data.y)
+        return data
+
+
+def _subject(ref: str, device: str) -> _Subject:
+    card, _ = find_card(ref)
+    return _Subject(ref, card, load(ref, device=device))
+
+
+def _all_models(study: Study) -> list[str]:
+    surrogates = [threat.surrogate for threat in study.threat_models.values() if threat.surrogate is not None]
+    return list(dict.fromkeys([*study.models, *surrogates]))
+
+
+def _same_input(victim: _Subject, surrogate: _Subject) -> None:
+    ours, theirs = victim.estimator, surrogate.estimator
+    if (ours.domain, ours.input_shape, ours.nb_classes) != (theirs.domain, theirs.input_shape, theirs.nb_classes):
+        raise ModelError(f"{surrogate.ref} takes other images or labels than {victim.ref} and cannot be its surrogate")
+
+
+def _data_hashes(data: Dataset) -> dict[str, Any]:
+    names = hashlib.sha256("\n".join(data.ids).encode()).hexdigest()
+    pixels = hashlib.sha256(np.ascontiguousarray(data.x).tobytes()).hexdigest()
+    return {
+        "name": data.name,
+        "split": data.split,
+        "n": len(data),
+        "index": data.sha256,
+        "ids": names,
+        "pixels": pixels,
+    }
+
+
+def _provenance(subjects: dict[str, _Subject], images: dict[str, Any], device: str) -> dict[str, Any]:
+    import art_medical
+
+    packages = ("adversarial-robustness-toolbox", "torch", "monai", "numpy", "scipy", "pydicom")
+    return {
+        "versions": {
+            "art-medical": art_medical.__version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+        },
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "models": {
+            ref: subject.hashes
+            | {"version": subject.card.version, "card": subject.card.model_dump(mode="json", by_alias=True)}
+            for ref, subject in subjects.items()
+        },
+        "data": images,
+    }
