@@ -160,6 +160,23 @@ def zoo_show(name: Annotated[str, typer.Argument(help="Registered model or model
     print(find_card(name)[0].to_json(), end="")
 
 
+@zoo_app.command("score")
+def zoo_score(
+    folder: Annotated[Path, typer.Argument(help="Model folder, whose card.json and README.md are rewritten.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with labels.csv and images/, or an npz file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, gpu or a torch device.")] = "cpu",
+) -> None:
+    """Measure a model on unattacked test images and write the scores into its card."""
+    console = _console()
+    with _Bars(console) as progress:
+        from art_medical.evaluation.scorecard import score
+
+        card = score(folder, data, device=device, progress=progress)
+    for entry in card.clean_eval:
+        for figure in entry.scores:
+            console.print(f"{entry.dataset} {entry.split}: {figure.metric} {_figure(figure.model_dump())}")
+
+
 # -- output ------------------------------------------------------------------------------------------------------------
 
 

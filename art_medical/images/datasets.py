@@ -135,8 +135,13 @@ def read_npz(path: Path, split: str, *, limit: int | None = None) -> Dataset:
         raise ImageError(f"{path} has no array {split}_images and {split}_labels") from error
     except Exception as error:  # zip, zlib and struct errors of a damaged archive have no common base
         raise ImageError(f"{path} is no readable npz file: {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
-        raise ImageError(f"{path}: expected uint8 images with one label each, got {images.dtype} {images.shape}")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not len(images):
+        raise ImageError(f"{path}: expected uint8 images (N, ...), got {split}_images {images.dtype} {images.shape}")
+    if labels.dtype.kind not in "biu" or labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise ImageError(
+            f"{path}: expected whole-number labels, one row for each of {len(images)} images, "
+            f"got {split}_labels {labels.dtype} {labels.shape}"
+        )
     coloured = images.ndim == 4 and images.shape[-1] == 3
     x = np.moveaxis(images, -1, 1) if coloured else images[:, None]
     y = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
@@ -187,15 +192,16 @@ def as_channels(pixels: NDArray[np.float32], channels: int, name: str) -> NDArra
 
 def _read_index(index: Path) -> list[dict[str, str]]:
     try:
-        with index.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
+        with index.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
     except OSError as error:
         raise ImageError(
             f"cannot read {index}: {error.strerror}; a data folder needs labels.csv and images/"
         ) from error
     except (csv.Error, UnicodeDecodeError) as error:
         raise ImageError(f"{index} is no readable CSV file: {error}") from error
-    missing = {"file", "label", "split"} - set(rows[0] if rows else {})
+    missing = {"file", "label", "split"} - set(reader.fieldnames or ())
     if missing:
         raise ImageError(f"{index} lacks the column {sorted(missing)[0]!r}")
     for number, row in enumerate(rows, start=2):
@@ -207,6 +213,6 @@ def _read_index(index: Path) -> list[dict[str, str]]:
 
 def _label(row: dict[str, str], index: Path) -> int:
     try:
-        return int(row["label"])
-    except (TypeError, ValueError) as error:
+        return int(np.int64(int(row["label"])))
+    except (TypeError, ValueError, OverflowError) as error:
         raise ImageError(f"{index}: label {row['label']!r} of {row['file']} is no whole number") from error

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,14 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 from art_medical.domain import PixelDomain
 from art_medical.errors import ModelError
 from art_medical.estimators.heads import Head
-from art_medical.estimators.steps import Step
+from art_medical.estimators.steps import Repeat, Resize, Step
 
 SCHEMA = "art-medical/card@1"
 MOST_BYTES = 1 << 20
+MOST_VALUES = 1 << 28
+"""Most values that one image may have on its way to the network: a card could ask for a terabyte."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)]
+Scalar = bool | int | FiniteFloat | str
 
 
 class _Part(BaseModel):
@@ -37,7 +41,7 @@ class ArchitectureEntry(_Part):
     """A row of the allow-list of networks with literal arguments."""
 
     target: str
-    args: dict[str, Any]
+    args: dict[str, Scalar | tuple[Scalar | tuple[Scalar, ...], ...]]
     num_parameters: PositiveInt
 
 
@@ -59,8 +63,20 @@ class InputEntry(_Part):
         return PixelDomain(self.low, self.high, self.step, self.unit)
 
     @model_validator(mode="after")
-    def _has_a_domain(self) -> InputEntry:
+    def _can_be_computed(self) -> InputEntry:
         _ = self.domain
+        shape = self.shape
+        sizes = [math.prod(shape)]
+        for step in self.steps:
+            if isinstance(step, Resize):
+                if len(step.size) != len(shape) - 1:
+                    raise ValueError(f"a resize to {step.size} does not fit images of shape {shape}")
+                shape = (shape[0], *step.size)
+            elif isinstance(step, Repeat):
+                shape = (shape[0] * step.channels, *shape[1:])
+            sizes.append(math.prod(shape))
+        if max(sizes) > MOST_VALUES:
+            raise ValueError(f"one image would have {max(sizes):,} values, more than {MOST_VALUES:,}")
         return self
 
 
@@ -123,13 +139,13 @@ class Card(_Part):
     """Everything that is known about a model.
 
     :param name: Name in the registry and of the folder.
-    :param files: Every file that is loaded, by name, with hash and size.
+    :param files: The weights file by name, with hash and size.
     """
 
     schema_: Literal["art-medical/card@1"] = Field(alias="schema")
     name: ModelName
     version: str
-    files: Annotated[dict[FileName, WeightFile], Field(min_length=1)]
+    files: Annotated[dict[FileName, WeightFile], Field(min_length=1, max_length=1)]
     format: Literal["safetensors"]
     architecture: ArchitectureEntry
     input: InputEntry
@@ -184,16 +200,17 @@ def read_card(folder: Path) -> Card:
 def parse_card(text: str, where: str) -> Card:
     """Validate the text of a card; ``where`` names it in errors."""
     try:
-        return Card.model_validate(json.loads(text, object_pairs_hook=_unique))
+        data = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        return Card.model_validate(data)
     except json.JSONDecodeError as error:
         raise ModelError(f"{where}, line {error.lineno}: not JSON: {error.msg}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "card"
+        place = ".".join(str(part) for part in first["loc"])[:200] or "card"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ModelError(f"{where}: {place}: {first['msg']}{more}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}: {error}") from error
+        raise ModelError(f"{where}: {str(error)[:300]}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,3 +220,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"key {key!r} is given twice")
         result[key] = value
     return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number

@@ -18,6 +18,8 @@ from art_medical.errors import ModelError
 
 MOST_PARAMETERS = 200_000_000
 MOST_OF_ANY_NUMBER = 8192
+MOST_LAYERS = 512  # the modules of a network are built before its parameters can be counted
+MOST_NESTING = 3
 
 
 @dataclass(frozen=True)
@@ -150,24 +152,33 @@ def build(target: str, arguments: Mapping[str, Any]) -> nn.Module:
         )
     for key, value in arguments.items():
         _check_literal(target, key, value)
+    if sum(abs(n) for n in _as_tuple(arguments.get("layers", ())) if isinstance(n, int | float)) > MOST_LAYERS:
+        raise ModelError(f"{target}: argument 'layers' asks for more than {MOST_LAYERS} of them")
     try:
         with torch.device("meta"):
             size = sum(p.numel() for p in row.build(**arguments, **row.forced).parameters())
         if size > MOST_PARAMETERS:
             raise ModelError(f"{target} with these arguments has {size:,} parameters, more than {MOST_PARAMETERS:,}")
         return row.build(**arguments, **row.forced)
-    except (TypeError, ValueError, AssertionError, RuntimeError, NotImplementedError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"{target} cannot be built from {dict(arguments)}: {error}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # the constructors are others' code and promise no type
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(f"{target} cannot be built from {str(dict(arguments))[:300]}: {reason}") from error
 
 
-def _check_literal(target: str, key: str, value: Any) -> None:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _check_literal(target: str, key: str, value: Any, depth: int = 0) -> None:
     if isinstance(value, list | tuple):
         if len(value) > 64:
             raise ModelError(f"{target}: argument {key!r} has {len(value)} entries, more than 64")
+        if depth == MOST_NESTING:
+            raise ModelError(f"{target}: argument {key!r} is nested deeper than {MOST_NESTING} lists")
         for entry in value:
-            _check_literal(target, key, entry)
+            _check_literal(target, key, entry, depth + 1)
     elif isinstance(value, bool | str):
         return
     elif isinstance(value, int | float):

@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_medical.errors import ModelError
 from art_medical.estimators.heads import Head
 from art_medical.estimators.module import ClassifierModule, inference
 from art_medical.images.datasets import Dataset
@@ -304,11 +305,15 @@ def write_weights(network: nn.Module, path: Path, *, half: bool = True) -> Weigh
     """Write safetensors (float16 by default) and return what the card says of them.
 
     The network keeps the rounded weights, so that thresholds are fixed on what will be loaded.
+
+    :raises ModelError: If a weight is not finite, or too large for float16.
     """
     state = {}
     for key, value in network.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         state[key] = tensor.half() if half and tensor.is_floating_point() else tensor
+        if not bool(state[key].isfinite().all()):
+            raise ModelError(f"tensor {key!r} is not finite in {str(state[key].dtype)[6:]}: nobody could load it")
     data = to_safetensors(state)
     part = path.with_suffix(".part")
     part.write_bytes(data)

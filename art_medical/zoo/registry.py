@@ -32,25 +32,28 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in names if fnmatch(name, pattern))
 
 
-def find_card(ref: str) -> tuple[Card, tuple[Path, ...]]:
+def find_card(ref: str | Path) -> tuple[Card, tuple[Path, ...]]:
     """Card of a model and the folders in which its weights may lie, best first.
+
+    A registered name wins over a folder of that name in the current directory, which is ``./name``.
 
     :param ref: A registered name, or the path of a folder with a ``card.json``.
     :raises ModelError: If there is no such model or its card is not valid.
     """
+    name = ref if isinstance(ref, str) and _is_name(ref) else None
+    places = [root / name for root in _roots() if _has_card(root / name)] if name is not None else []
+    if name is not None and places:
+        card = read_card(places[0])
+        if card.name != name:
+            raise ModelError(f"{places[0] / 'card.json'} names the model {card.name!r}, its folder {name!r}")
+        return card, (places[0], *(root / name for root in _weight_roots()))
     folder = Path(ref)
-    if (folder / "card.json").is_file():
+    if ref != "" and _has_card(folder):
         return read_card(folder), (folder,)
-    places = tuple(root / ref for root in _roots() if (root / ref / "card.json").is_file()) if _is_name(ref) else ()
-    if not places:
-        known = ", ".join(list_models()) or "none"
-        raise ModelError(
-            f"unknown model {ref!r}: neither a folder with a card.json nor one of the registered models ({known})"
-        )
-    card = read_card(places[0])
-    if card.name != ref:
-        raise ModelError(f"{places[0] / 'card.json'} names the model {card.name!r}, its folder {ref!r}")
-    return card, (*places[:1], *(root / ref for root in _weight_roots()))
+    known = ", ".join(list_models()) or "none"
+    raise ModelError(
+        f"unknown model {str(ref)[:200]!r}: neither a folder with a card.json nor a registered model ({known})"
+    )
 
 
 def find_weights(card: Card, folders: tuple[Path, ...]) -> Path:
@@ -79,7 +82,7 @@ def load(ref: str | Path, *, device: str = "cpu") -> MedicalClassifier:
     :return: The estimator, in evaluation mode.
     :raises ModelError: If the model is unknown, or its card or weights are not what they should be.
     """
-    card, folders = find_card(str(ref))
+    card, folders = find_card(ref)
     path = find_weights(card, folders)
     # The heavy imports come after everything that can be refused without them.
     from art_medical.estimators.classifier import MedicalClassifier
@@ -120,8 +123,18 @@ def _own_zoo() -> Path:
 
 
 def _model_folders(root: Path) -> Iterator[Path]:
-    if root.is_dir():
-        yield from (folder for folder in root.iterdir() if (folder / "card.json").is_file())
+    try:
+        folders = list(root.iterdir()) if root.is_dir() else []
+    except OSError as error:
+        raise ModelError(f"cannot read the model folders in {root}: {error.strerror}") from error
+    yield from (folder for folder in folders if _has_card(folder))
+
+
+def _has_card(folder: Path) -> bool:
+    try:
+        return (folder / "card.json").is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
 
 
 def _is_name(ref: str) -> bool:
