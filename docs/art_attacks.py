@@ -45,9 +45,21 @@ def rows() -> list[dict[str, str]]:
     return table
 
 
+def masks() -> list[dict[str, str]]:
+    """One entry for each attack that takes a mask: whether ART keeps to it."""
+    from tests.conformance.art_attack_table import MASKS
+
+    return [
+        {"attack": mask.name, "kept": "yes" if mask.kept else "no", "why": f"{mask.because} (ART: {mask.issue})"}
+        if not mask.kept
+        else {"attack": mask.name, "kept": "yes", "why": ""}
+        for mask in MASKS
+    ]
+
+
 def text() -> str:
     """The file."""
-    return json.dumps(rows(), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps({"attacks": rows(), "masks": masks()}, indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

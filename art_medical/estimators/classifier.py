@@ -203,7 +203,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         names = self.layer_names
         name = names[layer] if isinstance(layer, int) and -len(names) <= layer < len(names) else layer
         modules = dict(self.network.named_modules())
-        if not isinstance(name, str) or name not in modules:
+        if not isinstance(name, str) or not name or name not in modules:
             raise InputError(
                 f"no layer {layer!r} in {type(self.network).__name__}; layers are {', '.join(names[:5])}, ..."
             )
@@ -223,8 +223,12 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
     def _output_of(self, name: str, layer: nn.Module, batch: Tensor) -> Tensor:
         """Output of a layer; of its last call, as in ART, where one forward pass calls it more than once."""
         kept: list[Tensor] = []
-        # Cloned, because the next layer may work in place.
-        handle = layer.register_forward_hook(lambda _module, _args, output: kept.append(plain(output).clone()))
+
+        def keep(_layer: nn.Module, _args: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple | list) else output
+            kept.append(plain(first).clone())  # the next layer may work in place
+
+        handle = layer.register_forward_hook(keep)
         try:
             with inference(self.model):
                 self.model(batch)
