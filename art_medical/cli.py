@@ -33,6 +33,8 @@ app.add_typer(zoo_app, name="zoo")
 
 DEFAULT_OUT = Path("art-medical-report")
 INTERRUPTED = 130
+MOST_WORDS = 1000
+"""Most characters of an error: names that it repeats may be of any length."""
 
 
 def _version(asked: bool) -> None:
@@ -275,11 +277,12 @@ def _figure(metric: dict[str, float | None] | None) -> str:
 
 def _one_line(text: str) -> str:
     """``text`` without line breaks and without what a terminal would obey; names of files and labels may hold both."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def _complain(message: str, code: int) -> NoReturn:
-    print(f"art-medical: {_one_line(message)}", file=sys.stderr)
+    text = _one_line(" ".join(message.split()))
+    print(f"art-medical: {text if len(text) <= MOST_WORDS else text[:MOST_WORDS] + ' ...'}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -287,11 +290,13 @@ def main() -> None:
     """Entry point: errors of the package and of the command line become one line and their exit code."""
     warnings.simplefilter("ignore")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="art-medical", standalone_mode=False)
     except ArtMedicalError as error:
         _complain(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:  # a name that is too long, a disk that is full: whatever no reader or writer foresaw
+        _complain(f"{error.strerror or error}: {error.filename}", 1)
     except (MemoryError, RuntimeError) as error:
         # torch says it with a RuntimeError.
         if isinstance(error, RuntimeError) and "memory" not in str(error):
@@ -302,10 +307,12 @@ def main() -> None:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        if not message():  # there were no arguments, and the help was printed
+            raise SystemExit(2) from None
         _complain(str(message()).rstrip(".") + "; see art-medical --help", 2)
     if code == INTERRUPTED:
         _complain("interrupted; finished cells are kept and the same command continues", INTERRUPTED)
-    raise SystemExit(code)
+    raise SystemExit(code or 0)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ class Batch:
     :param mask: 1.0 where a pixel may change, of the shape of ``x``; ``None`` for everywhere.
     :param ids: One name for each sample.
     :param rows: Where the batch lies in the call.
+    :param total: Images of the call.
     """
 
     x: Tensor
@@ -75,10 +76,16 @@ class Batch:
     mask: Tensor | None
     ids: Sequence[str]
     rows: slice
+    total: int
 
-    def per_sample(self, value: float | NDArray[Any]) -> Tensor:
-        """One number, or one for each sample of the call, as float32 ``(n,)``."""
+    def per_sample(self, name: str, value: float | NDArray[Any]) -> Tensor:
+        """A parameter that is one number, or one for each sample of the call, as float32 ``(n,)``.
+
+        :raises InputError: If there are more or fewer numbers than images.
+        """
         array = np.asarray(value, np.float32)
+        if array.shape not in ((), (self.total,)):
+            raise InputError(f"{name} must be one number or one for each of {self.total} images, got {array.shape}")
         part = np.broadcast_to(array, (len(self.ids),)) if array.ndim == 0 else array[self.rows]
         return torch.from_numpy(part.copy()).to(self.x.device)
 
@@ -161,6 +168,7 @@ class StoredPixelAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no ty
                     mask=None if allowed is None else self._tensor(allowed[rows]),
                     ids=names[rows],
                     rows=rows,
+                    total=len(images),
                 )
                 found = self._attack(batch)
                 records.append(self._recorded(batch, found))

@@ -97,20 +97,12 @@ class ProjectedGradientDescent(StoredPixelAttack):
         self.confidence = confidence
         self._check_params()
 
-    def generate(self, x: NDArray[Any], y: NDArray[Any] | None = None, **kwargs: Any) -> NDArray[np.float32]:
-        for name in ("eps", "eps_step"):
-            value = getattr(self, name)
-            if isinstance(value, np.ndarray) and value.shape not in ((), (len(x),)):
-                raise InputError(f"{name} must be one number or one for each of {len(x)} images, got {value.shape}")
-        result: NDArray[np.float32] = super().generate(x, y, **kwargs)
-        return result
-
-    generate.__doc__ = StoredPixelAttack.generate.__doc__
-
     def _attack(self, batch: Batch) -> Found:
         norm = _NORMS[self.norm]
-        eps = batch.per_sample(self.eps)
-        eps_step = 2.5 * eps / max(self.max_iter, 1) if self.eps_step is None else batch.per_sample(self.eps_step)
+        eps = batch.per_sample("eps", self.eps)
+        eps_step = 2.5 * eps / max(self.max_iter, 1)
+        if self.eps_step is not None:
+            eps_step = batch.per_sample("eps_step", self.eps_step)
         found = Found.nothing_yet(batch.x)
         for restart in range(max(1, self.num_random_init)):
             search(

@@ -64,7 +64,7 @@ def study_checks(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     if attacked:
         yield _all("budget kept", "within_budget", "every returned image is inside its budget", attacked)
         yield _all("files can hold it", "on_storage_grid", "every returned image is on the storage grid", attacked)
-        yield _all("converged", "converged", "the objective had settled", attacked)
+        yield _all("converged", "converged", "the objective had settled", [c for c in attacked if not _all_flipped(c)])
         stuck = [_label(cell) for cell in attacked if cell["evidence"]["zero_gradient"]]
         detail = (
             f"not so for: {'; '.join(stuck)}"
@@ -83,11 +83,16 @@ def study_checks(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from _beats_control(cell, attacked)
 
 
+def _all_flipped(cell: dict[str, Any]) -> bool:
+    """Nothing is left that more steps could reach; a falling objective is then no sign of weakness."""
+    return bool(cell["evidence"]["success_on_attacked_model"] == cell["n"])
+
+
 def _all(name: str, key: str, claim: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
     """One entry of the evidence over all cells in which it was measured (it is ``None`` in the others)."""
     measured = [cell for cell in cells if cell["evidence"][key] is not None]
     failed = [_label(cell) for cell in measured if not cell["evidence"][key]]
-    detail = f"{claim}, in all {len(measured)} attacked cells where this can be told"
+    detail = f"{claim}, in all {len(measured)} attacked cells where this can be told and matters"
     return {"name": name, "passed": not failed, "detail": f"not so for: {'; '.join(failed)}" if failed else detail}
 
 

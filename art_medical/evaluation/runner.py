@@ -93,6 +93,7 @@ def evaluate(
     """
     reporter = progress or Silent()
     subjects = {ref: _subject(ref, device) for ref in _all_models(study)}
+    _check_attacks(study, subjects)
     records: list[dict[str, Any]] = []
     arrays: dict[str, Arrays] = {}
     images: dict[str, Any] = {}
@@ -108,7 +109,7 @@ def evaluate(
         study=study,
         cells=tuple(records),
         checks=tuple(study_checks(records)),
-        provenance=_provenance(subjects, images, device),
+        provenance=_provenance(subjects, images),
         arrays=arrays,
     )
 
@@ -233,6 +234,14 @@ def _build(cell: Cell, entry: AttackEntry, estimator: MedicalClassifier) -> Stor
         raise StudyError(f"attack {entry.label!r}: {error}") from error
 
 
+def _check_attacks(study: Study, subjects: dict[str, _Subject]) -> None:
+    """Build every attack once, so that a wrong option is found before the work and not in the middle of it."""
+    for ref in study.models:
+        for cell in plan(study, ref, subjects[ref].estimator.domain):
+            if cell.entry is not None:
+                _build(cell, cell.entry, subjects[ref].estimator)
+
+
 def _generate(
     attack: StoredPixelAttack, test: Dataset, batch_size: int, progress: Progress
 ) -> tuple[NDArray[np.float32], Record]:
@@ -349,8 +358,8 @@ class _Source:
         estimator = self._estimator
         if data.domain != estimator.domain:
             raise InputError(
-                f"{data.name} stores {data.domain.low:g} to {data.domain.high:g} {data.domain.unit}s, "
-                f"the model takes {estimator.domain.low:g} to {estimator.domain.high:g} {estimator.domain.unit}s"
+                f"{data.name} stores {data.domain.low:g} to {data.domain.high:g} {data.domain.units}, "
+                f"the model takes {estimator.domain.low:g} to {estimator.domain.high:g} {estimator.domain.units}"
             )
         estimator.check(data.x)
         estimator.encode(data.y)
@@ -386,7 +395,7 @@ def _data_hashes(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _provenance(subjects: dict[str, _Subject], images: dict[str, Any], device: str) -> dict[str, Any]:
+def _provenance(subjects: dict[str, _Subject], images: dict[str, Any]) -> dict[str, Any]:
     import art_medical
 
     packages = ("adversarial-robustness-toolbox", "torch", "monai", "numpy", "scipy", "pydicom")
@@ -397,7 +406,8 @@ def _provenance(subjects: dict[str, _Subject], images: dict[str, Any], device: s
             **{name: version(name) for name in packages},
         },
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
+        # Where it ran, which is the processor where the asked-for device does not exist.
+        "device": str(next(iter(subjects.values())).estimator.device),
         "models": {
             ref: subject.hashes
             | {"version": subject.card.version, "card": subject.card.model_dump(mode="json", by_alias=True)}

@@ -34,9 +34,8 @@ def score(folder: Path, data: Path | None, *, device: str = "cpu", progress: Pro
     source: PhantomData | FolderData = PhantomData(kind="phantom", n=_PHANTOMS)
     if data is not None:
         source = FolderData(kind="npz" if data.suffix == ".npz" else "folder")
-    study = Study(
-        schema="art-medical/study@1", name="clean", models=(str(folder),), data=source, threat_models={}, attacks=()
-    )
+    ref = str(folder.absolute())  # a bare name could be that of a registered model
+    study = Study(schema="art-medical/study@1", name="clean", models=(ref,), data=source, threat_models={}, attacks=())
     results = evaluate(study, data=data, device=device, progress=progress)
     cell, images = results.cells[0], next(iter(results.provenance["data"].values()))
     scores = [

@@ -94,6 +94,8 @@ def attack_file(
         raise InputError(f"attack {attack!r} does not run on a single file; choose one of {', '.join(_ATTACKS)}")
     if norm not in _NORMS:
         raise InputError(f"unknown norm {norm!r}; choose one of {', '.join(_NORMS)}")
+    if not out.parent.is_dir():
+        raise ImageError(f"cannot write {out}: {out.parent} is no folder")
     stored = read_image(image)
     classifier = behind_file(load(model, device=device), stored)
     budget = parse_budget(eps, stored)
@@ -152,7 +154,7 @@ def bridge(image: StoredImage, domain: PixelDomain, input_shape: tuple[int, ...]
         steps = image.modality
     else:
         raise ModelError(
-            f"{image.path.name} holds {image.physical_unit or image.domain.unit}s, the model takes {domain.unit}s from "
+            f"{image.path.name} holds values in {image.physical_unit}, the model takes {domain.units} from "
             f"{domain.low:g} to {domain.high:g}: there is no defined way from one to the other"
         )
     channels = 1 if _is_grey(image) else image.pixels.shape[0]

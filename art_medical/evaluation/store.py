@@ -31,7 +31,8 @@ class Store:
         """A finished cell, or ``None`` where there is none or it is damaged (it is then computed anew)."""
         try:
             record = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
-            with np.load(self.folder / f"{key}.npz", allow_pickle=False) as arrays:
+            data = io.BytesIO((self.folder / f"{key}.npz").read_bytes())
+            with np.load(data, allow_pickle=False) as arrays:
                 loaded = {name: arrays[name] for name in arrays.files}
         except Exception:  # whatever is wrong with a stored cell, computing it again mends it
             return None
