@@ -62,9 +62,10 @@ def study_checks(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Checks over the cells of a study: each has ``name``, ``passed`` and ``detail``."""
     attacked = [cell for cell in cells if cell["settings"] is not None]
     if attacked:
-        yield _all("budget kept", "within_budget", "every returned image is inside its budget", attacked)
-        yield _all("files can hold it", "on_storage_grid", "every returned image is on the storage grid", attacked)
-        yield _all("converged", "converged", "the objective had settled", [c for c in attacked if not _all_flipped(c)])
+        yield from _all("budget kept", "within_budget", "every returned image is inside its budget", attacked)
+        yield from _all("files can hold it", "on_storage_grid", "every returned image is on the storage grid", attacked)
+        unfinished = [cell for cell in attacked if not _all_flipped(cell)]
+        yield from _all("converged", "converged", "the objective had settled", unfinished)
         stuck = [_label(cell) for cell in attacked if cell["evidence"]["zero_gradient"]]
         detail = (
             f"not so for: {'; '.join(stuck)}"
@@ -88,12 +89,14 @@ def _all_flipped(cell: dict[str, Any]) -> bool:
     return bool(cell["evidence"]["success_on_attacked_model"] == cell["n"])
 
 
-def _all(name: str, key: str, claim: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """One entry of the evidence over all cells in which it was measured (it is ``None`` in the others)."""
+def _all(name: str, key: str, claim: str, cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One entry of the evidence over all cells in which it was measured (it is ``None`` in the others), if any."""
     measured = [cell for cell in cells if cell["evidence"][key] is not None]
+    if not measured:
+        return
     failed = [_label(cell) for cell in measured if not cell["evidence"][key]]
     detail = f"{claim}, in all {len(measured)} attacked cells where this can be told and matters"
-    return {"name": name, "passed": not failed, "detail": f"not so for: {'; '.join(failed)}" if failed else detail}
+    yield {"name": name, "passed": not failed, "detail": f"not so for: {'; '.join(failed)}" if failed else detail}
 
 
 def _monotone(model: str, label: str, family: list[dict[str, Any]]) -> dict[str, Any]:

@@ -183,4 +183,4 @@ def test_a_falling_objective_is_no_weakness_where_every_image_flipped() -> None:
         }
         for flipped in (9, 10)
     }
-    assert not checks[9]["converged"] and checks[10]["converged"]
+    assert not checks[9]["converged"] and "converged" not in checks[10]
