@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks on stored pixels, each an ART ``EvasionAttack``.
 
-:data:`CATALOGUE` is the one list of attacks: the command line, study files and the contract tests read it, and the
-    classes
+The one list of attacks is :data:`CATALOGUE`: the command line, study files and the contract tests read it. The classes
 are imported when they are asked for.
 """
 

@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 class Predictions:
     """What a model said about N images, and what is true.
 
-    :param probabilities: ``(N, K)`` in [0, 1], before any threshold, as :meth:`Head.probabilities` returns them.
+    :param probabilities: ``(N, K)`` in [0, 1], before any threshold, as
+        :meth:`~art_medical.estimators.heads.Head.probabilities` returns them.
     :param decisions: ``(N,)`` class number at the operating point: arg-max of the decision logits.
-    :param truth: ``(N,)`` class number as in :meth:`Head.encode`; for multi-label models the number of the label set.
+    :param truth: ``(N,)`` class number as in :meth:`~art_medical.estimators.heads.Head.encode`; for multi-label models
+        the number of the label set.
     :param groups: ``(N,)`` patient of each image; the name of the image where patients are unknown.
     :raises InputError: If lengths differ or a probability is none.
     """

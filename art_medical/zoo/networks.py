@@ -131,6 +131,7 @@ NETWORKS: dict[str, Architecture] = {
     "resnet18": Architecture(_monai("resnet18"), _RESNETS, {"pretrained": False}),
     "resnet50": Architecture(_monai("resnet50"), _RESNETS, {"pretrained": False}),
 }
+"""Every network that a card may name."""
 
 
 def build(target: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -27,7 +27,7 @@ def threshold_at_sensitivity(
     :param probabilities: ``(N,)`` probability of the positive class, in [0, 1].
     :param positive: Boolean ``(N,)``, the truth.
     :param sensitivity: Target in (0, 1].
-    :return: Threshold in (0, 1), as :class:`Head` takes it.
+    :return: Threshold in (0, 1), as :class:`~art_medical.estimators.heads.Head` takes it.
     :raises InputError: If there is no positive image, or no threshold in (0, 1) reaches the target.
     """
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(positive, dtype=bool)

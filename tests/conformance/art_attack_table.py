@@ -306,7 +306,7 @@ ROWS: tuple[Row, ...] = (
             attacker="fgsm",
             attacker_params={"eps": case.eps, "eps_step": case.eps / 4},
             eps=2 * case.eps,
-            max_iter=5,
+            max_iter=10,
             verbose=False,
         ),
         flips=0.5,

@@ -7,6 +7,7 @@ The attacks, their options and ART's own limits are in ``art_attack_table.py``.
 from __future__ import annotations
 
 import multiprocessing
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +35,13 @@ pytestmark = [
 def repeatable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Seeds for the global generators that ART draws from, and a folder for what GeoDA writes."""
     monkeypatch.chdir(tmp_path)
-    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(0)  # UniversalPerturbation shuffles with it
     np.random.seed(0)  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+    random.setstate(python_state)
     np.random.set_state(numpy_state)  # noqa: NPY002
 
 
