@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,58 +16,21 @@ from numpy.typing import NDArray
 from art_medical.attacks import attack_class
 from art_medical.attacks.base import Record, StoredPixelAttack
 from art_medical.attacks.patch import PatchAttack
-from art_medical.errors import InputError, ModelError, StudyError
+from art_medical.errors import InputError, StudyError
 from art_medical.estimators.classifier import MedicalClassifier
 from art_medical.evaluation.adequacy import cell_evidence, study_checks
-from art_medical.evaluation.cells import UNDEFENDED, Cell, canonical, cell_id, plan, stored
+from art_medical.evaluation.cells import UNDEFENDED, Cell, cell_id, plan, stored
+from art_medical.evaluation.data_source import Source, data_hashes
 from art_medical.evaluation.metrics import Predictions, summarise
+from art_medical.evaluation.progress import Progress, Silent
 from art_medical.evaluation.results import Results
 from art_medical.evaluation.store import Arrays, Store
 from art_medical.evaluation.study import AttackEntry, Study
-from art_medical.images.datasets import Dataset, read_folder, read_npz, sample_phantoms
-from art_medical.images.phantoms import LumpyPhantom
-from art_medical.zoo.cards import Card
-from art_medical.zoo.registry import find_card, load
+from art_medical.evaluation.subjects import Subject, load_subjects
+from art_medical.images.datasets import Dataset
 
 _NORMS = {"linf": np.inf, "l2": 2}
 _EXEMPLARS = 4
-
-
-class Progress(Protocol):
-    """Who wants to know how far the run is."""
-
-    def begin(self, task: str, images: int) -> None:
-        """A task of so many images begins."""
-
-    def advance(self, images: int) -> None:
-        """So many images of it are done."""
-
-
-class Silent:
-    """Nobody wants to know."""
-
-    def begin(self, task: str, images: int) -> None: ...
-
-    def advance(self, images: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model with everything that names it in a record."""
-
-    ref: str
-    card: Card
-    estimator: MedicalClassifier
-
-    @property
-    def hashes(self) -> dict[str, Any]:
-        """What decides its numbers: weights, and the parts of the card that are executed."""
-        executed = self.card.model_dump(mode="json", include={"architecture", "input", "head"})
-        return {
-            "name": self.card.name,
-            "weights": self.card.files[self.card.weights].sha256,
-            "definition": hashlib.sha256(canonical(executed).encode()).hexdigest(),
-        }
 
 
 def evaluate(
@@ -92,13 +53,13 @@ def evaluate(
         ``store``.
     """
     reporter = progress or Silent()
-    subjects = {ref: _subject(ref, device) for ref in _all_models(study)}
+    subjects = load_subjects(study, device)
     _check_attacks(study, subjects)
     records: list[dict[str, Any]] = []
     arrays: dict[str, Arrays] = {}
     images: dict[str, Any] = {}
     for ref in study.models:
-        source = _Source(study, data, subjects[ref].estimator, reporter)
+        source = Source(study, data, subjects[ref].estimator, reporter)
         test = source.read(study.data.split, limit)
         run = _ModelRun(study, subjects, ref, source, test, store, reporter)
         images[ref] = run.data
@@ -120,16 +81,16 @@ class _ModelRun:
     def __init__(
         self,
         study: Study,
-        subjects: dict[str, _Subject],
+        subjects: dict[str, Subject],
         ref: str,
-        source: _Source,
+        source: Source,
         test: Dataset,
         store: Store | None,
         progress: Progress,
     ) -> None:
         self.study, self.subjects, self.victim = study, subjects, subjects[ref]
         self.source, self.test, self.store, self.progress = source, test, store, progress
-        self.data = _data_hashes(test)
+        self.data = data_hashes(test)
         self.before: Predictions | None = None
         self.patches: dict[tuple[str, int], PatchAttack] = {}
 
@@ -155,15 +116,15 @@ class _ModelRun:
             threat_model = None if cell.entry is None else cell.entry.threat_model
             yield {**record, "model": cell.model, "attack": cell.attack, "threat_model": threat_model}, arrays
 
-    def _surrogate(self, cell: Cell) -> _Subject | None:
+    def _surrogate(self, cell: Cell) -> Subject | None:
         name = None if cell.entry is None else self.study.threat_models[cell.entry.threat_model].surrogate
         if name is None:
             return None
         surrogate = self.subjects[name]
-        _same_input(self.victim, surrogate)
+        self.victim.check_surrogate(surrogate)
         return surrogate
 
-    def _measure(self, key: str, cell: Cell, attacked_model: _Subject) -> tuple[dict[str, Any], Arrays]:
+    def _measure(self, key: str, cell: Cell, attacked_model: Subject) -> tuple[dict[str, Any], Arrays]:
         test, batch_size = self.test, self.study.batch_size
         attacked, record, settings, evidence = test.x, None, None, None
         if cell.entry is None:
@@ -234,7 +195,7 @@ def _build(cell: Cell, entry: AttackEntry, estimator: MedicalClassifier) -> Stor
         raise StudyError(f"attack {entry.label!r}: {error}") from error
 
 
-def _check_attacks(study: Study, subjects: dict[str, _Subject]) -> None:
+def _check_attacks(study: Study, subjects: dict[str, Subject]) -> None:
     """Build every attack once, so that a wrong option is found before the work and not in the middle of it."""
     for ref in study.models:
         for cell in plan(study, ref, subjects[ref].estimator.domain):
@@ -310,92 +271,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-# -- models and images -------------------------------------------------------------------------------------------------
-
-
-class _Source:
-    """Where the images of a study come from, in the shape that one model takes; each split is read once."""
-
-    def __init__(self, study: Study, data: Path | None, estimator: MedicalClassifier, progress: Progress) -> None:
-        self._study, self._estimator, self._progress = study, estimator, progress
-        self._path = self._find(data)
-        self._read: dict[tuple[str, int | None], Dataset] = {}
-
-    def _find(self, data: Path | None) -> Path | None:
-        entry = self._study.data
-        if entry.kind == "phantom":
-            if data is not None:
-                raise InputError(f"the study {self._study.name!r} runs on generated phantoms and takes no --data")
-            return None
-        path = data or (Path(entry.path) if entry.path is not None else None)
-        if path is None:
-            raise InputError(f"the study {self._study.name!r} runs on files: say where they are with --data DIR")
-        if not path.exists():
-            raise InputError(f"no data at {path}")
-        return path
-
-    def read(self, split: str, limit: int | None) -> Dataset:
-        """A split, checked against the model."""
-        if (split, limit) not in self._read:
-            self._read[split, limit] = self._checked(self._load(split, limit))
-        return self._read[split, limit]
-
-    def _load(self, split: str, limit: int | None) -> Dataset:
-        entry = self._study.data
-        if entry.kind == "phantom":
-            n = entry.n if limit is None else min(limit, entry.n)
-            if split == "train":
-                n = limit or entry.n
-            return sample_phantoms(LumpyPhantom(), split, n, seed=entry.seed)
-        assert self._path is not None
-        if entry.kind == "npz":
-            return read_npz(self._path, split, limit=limit)
-        self._progress.begin(f"reading {split} images", 0)
-        channels = self._estimator.input_shape[0]
-        return read_folder(self._path, split, channels=channels, limit=limit, progress=self._progress.advance)
-
-    def _checked(self, data: Dataset) -> Dataset:
-        estimator = self._estimator
-        if data.domain != estimator.domain:
-            raise InputError(
-                f"{data.name} stores {data.domain.low:g} to {data.domain.high:g} {data.domain.units}, "
-                f"the model takes {estimator.domain.low:g} to {estimator.domain.high:g} {estimator.domain.units}"
-            )
-        estimator.check(data.x)
-        estimator.encode(data.y)
-        return data
-
-
-def _subject(ref: str, device: str) -> _Subject:
-    card, _ = find_card(ref)
-    return _Subject(ref, card, load(ref, device=device))
-
-
-def _all_models(study: Study) -> list[str]:
-    surrogates = [threat.surrogate for threat in study.threat_models.values() if threat.surrogate is not None]
-    return list(dict.fromkeys([*study.models, *surrogates]))
-
-
-def _same_input(victim: _Subject, surrogate: _Subject) -> None:
-    ours, theirs = victim.estimator, surrogate.estimator
-    if (ours.domain, ours.input_shape, ours.nb_classes) != (theirs.domain, theirs.input_shape, theirs.nb_classes):
-        raise ModelError(f"{surrogate.ref} takes other images or labels than {victim.ref} and cannot be its surrogate")
-
-
-def _data_hashes(data: Dataset) -> dict[str, Any]:
-    names = hashlib.sha256("\n".join(data.ids).encode()).hexdigest()
-    pixels = hashlib.sha256(np.ascontiguousarray(data.x).tobytes()).hexdigest()
-    return {
-        "name": data.name,
-        "split": data.split,
-        "n": len(data),
-        "index": data.sha256,
-        "ids": names,
-        "pixels": pixels,
-    }
-
-
-def _provenance(subjects: dict[str, _Subject], images: dict[str, Any]) -> dict[str, Any]:
+def _provenance(subjects: dict[str, Subject], images: dict[str, Any]) -> dict[str, Any]:
     import art_medical
 
     packages = ("adversarial-robustness-toolbox", "torch", "monai", "numpy", "scipy", "pydicom")

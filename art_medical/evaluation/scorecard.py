@@ -7,7 +7,8 @@ from pathlib import Path
 
 import art_medical
 from art_medical.errors import ModelError
-from art_medical.evaluation.runner import Progress, evaluate
+from art_medical.evaluation.progress import Progress
+from art_medical.evaluation.runner import evaluate
 from art_medical.evaluation.store import write_atomically
 from art_medical.evaluation.study import FolderData, PhantomData, Study
 from art_medical.zoo.cards import Card, CleanEvaluation, Score, read_card

@@ -20,8 +20,9 @@ from art_medical import __version__
 from art_medical.attacks.projected_gradient_descent import ProjectedGradientDescent
 from art_medical.errors import InputError, ModelError, StudyError
 from art_medical.estimators.classifier import MedicalClassifier
+from art_medical.evaluation.progress import Silent
 from art_medical.evaluation.results import Results
-from art_medical.evaluation.runner import Silent, evaluate
+from art_medical.evaluation.runner import evaluate
 from art_medical.evaluation.store import Store
 from art_medical.evaluation.study import Study
 from art_medical.images.phantoms import LumpyPhantom
