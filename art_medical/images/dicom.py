@@ -28,15 +28,13 @@ from pydicom.uid import UID
 
 from art_medical import __version__
 from art_medical.errors import ImageError
-from art_medical.estimators.steps import Rescale, Step, Window
+from art_medical.images.dicom_header import attackable, display_steps, functional_groups, modality_steps
 from art_medical.images.image import (
-    DISPLAY_HIGH,
     NOTICE,
     StoredImage,
     as_path,
     check_suffix,
     integer_domain,
-    linear_display,
     one_error,
     suffix_of,
     write_verified,
@@ -63,7 +61,6 @@ _DECODERS = {
     uid.JPEG2000Lossless: ("pylibjpeg", "pillow"),
     uid.JPEG2000: ("pylibjpeg", "pillow"),
 }
-_GREY = ("MONOCHROME1", "MONOCHROME2")
 
 # What would be untrue of the new object, or of native pixel data.
 _DROPPED = (
@@ -260,115 +257,16 @@ def _image(decoded: _Decoded, path: Path) -> StoredImage:
     stored = np.moveaxis(decoded.samples, -1, 0)
     if stored.shape[1] == 1:
         stored = stored[:, 0]
-    modality, unit = _modality(decoded.header, path)
+    modality, unit = modality_steps(decoded.header, path)
     return StoredImage(
         pixels=np.ascontiguousarray(stored, dtype=np.float32),
         domain=decoded.domain,
         modality=modality,
         physical_unit=unit,
-        display=_display(decoded, modality, path),
-        attackable=_attackable(decoded, np.ascontiguousarray(stored)),
+        display=display_steps(decoded.header, decoded.photometric, decoded.domain, modality, path),
+        attackable=attackable(decoded.header, decoded.photometric, np.ascontiguousarray(stored)),
         path=path,
     )
-
-
-def _groups(header: FileDataset) -> list[Dataset]:
-    """Functional groups of a multi-frame object, shared and per frame (C.7.6.16)."""
-    keywords = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-    return [item for keyword in keywords for item in header.get(keyword) or ()]
-
-
-def _macros(header: FileDataset, name: str) -> list[Dataset]:
-    """Where a transform may stand: in the header itself, and in the macro ``name`` of every functional group."""
-    return [header, *(macro for group in _groups(header) for macro in group.get(name) or ())]
-
-
-def _only(found: list[Any], what: str, path: Path) -> Any:
-    """The one transform of all frames, or ``None``."""
-    different = [x for i, x in enumerate(found) if x not in found[:i]]
-    if len(different) > 1:
-        raise ImageError(f"{path} has {len(different)} different {what}, for single frames: extract one frame first")
-    return different[0] if different else None
-
-
-def _modality(header: FileDataset, path: Path) -> tuple[tuple[Step, ...], str]:
-    """Modality transform and its unit."""
-    if header.get("ModalityLUTSequence"):
-        raise ImageError(
-            f"{path} has a modality look-up table, which is not supported: only rescale slope and intercept"
-        )
-    found = []
-    for item in _macros(header, "PixelValueTransformationSequence"):
-        slope, intercept = item.get("RescaleSlope"), item.get("RescaleIntercept")
-        if slope is not None or intercept is not None:
-            scale, offset = 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-            found.append((scale, offset, str(item.get("RescaleType") or "")))
-    rescale = _only(found, "rescale transforms", path)
-    if rescale is None:
-        return (), "stored value"
-    scale, offset, kind = rescale
-    if scale == 0:
-        raise ImageError(f"{path} has Rescale Slope 0, which makes every pixel the same: correct the header first")
-    # A CT without a rescale type is in HU (C.8.2.1); US stands for unspecified (C.11.1.1.2).
-    unit = kind or ("HU" if header.get("Modality") == "CT" else "US")
-    steps = () if (scale, offset) == (1.0, 0.0) else (Rescale(scale=scale, offset=offset),)
-    return steps, "unspecified unit" if unit == "US" else unit
-
-
-def _display(decoded: _Decoded, modality: tuple[Step, ...], path: Path) -> tuple[Step, ...]:
-    """VOI transform to [0, 255] and inversion."""
-    domain = decoded.domain
-    if decoded.photometric not in _GREY:
-        return linear_display(domain.low, domain.high)
-    items = _macros(decoded.header, "FrameVOILUTSequence")
-    windows = [
-        (_first(i, "WindowCenter"), _first(i, "WindowWidth"), i.get("VOILUTFunction") or "LINEAR") for i in items
-    ]
-    window = _only([w for w in windows if None not in w], "windows", path)
-    if window is not None:
-        steps: tuple[Step, ...] = (_window(window[0], window[1], window[2], path),)
-    elif any(item.get("VOILUTSequence") for item in items):
-        raise ImageError(f"{path} has a VOI look-up table and no window, which is not supported: add a window")
-    else:
-        ends = [domain.low, domain.high]
-        for step in modality:
-            assert isinstance(step, Rescale)
-            ends = [step.scale * end + step.offset for end in ends]
-        steps = linear_display(min(ends), max(ends))
-    inversion = (Rescale(scale=-1.0, offset=DISPLAY_HIGH),) if decoded.photometric == "MONOCHROME1" else ()
-    return (*steps, *inversion)
-
-
-def _first(item: Dataset, keyword: str) -> float | None:
-    value = item.get(keyword)
-    values = [value] if isinstance(value, int | float | str) else list(value or ())
-    return float(values[0]) if values and values[0] not in (None, "") else None
-
-
-def _window(centre: float, width: float, function: str, path: Path) -> Window:
-    """A window of the header as a step; linear exact (C.11.2.1.3.2) is linear with shifted parameters."""
-    if function == "LINEAR_EXACT" and width > 0:
-        return Window(centre=centre + 0.5, width=width + 1, low=0.0, high=DISPLAY_HIGH)
-    if function == "LINEAR" and width > 1:
-        return Window(centre=centre, width=width, low=0.0, high=DISPLAY_HIGH)
-    raise ImageError(f"{path} has a window of function {function} and width {width:g}: only linear ones wider than 1")
-
-
-def _attackable(decoded: _Decoded, stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """``False`` at padding. The header's numbers are read as pixel cells, whatever VR a writer chose for them."""
-    value = decoded.header.get("PixelPaddingValue")
-    if value is None or decoded.photometric not in _GREY:
-        return np.ones(stored.shape, dtype=np.bool_)
-    limit = decoded.header.get("PixelPaddingRangeLimit")
-    bits = decoded.bits_stored
-    ends = [int(end) & (2**bits - 1) for end in (value, value if limit is None else limit)]
-    if decoded.signed:
-        ends = [end - 2**bits if end >> (bits - 1) else end for end in ends]
-    attackable: NDArray[np.bool_] = (stored < min(ends)) | (stored > max(ends))
-    return attackable
-
-
-# -- writing --------------------------------------------------------------------------------------------------------
 
 
 def _encode(content: bytes, decoded: _Decoded, values: NDArray[np.float32], path: Path) -> bytes:
@@ -421,7 +319,7 @@ def _describe(header: FileDataset, decoded: _Decoded, values: NDArray[np.float32
     name = uuid.uuid5(uuid.NAMESPACE_OID, f"{header.get('SOPInstanceUID')}:{digest}")
     _put(header, "SOPInstanceUID", "UI", f"2.25.{name.int}")
     _derived(header, "ImageType")
-    for group in _groups(header):
+    for group in functional_groups(header):
         for tag in group.keys():  # noqa: SIM118  as in _parse
             if keyword_for_tag(tag).endswith(("FrameTypeSequence", "USImageDescriptionSequence")):
                 for macro in group[tag].value:
