@@ -66,13 +66,7 @@ def study_checks(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from _all("files can hold it", "on_storage_grid", "every returned image is on the storage grid", attacked)
         unfinished = [cell for cell in attacked if not _all_flipped(cell)]
         yield from _all("converged", "converged", "the objective had settled", unfinished)
-        stuck = [_label(cell) for cell in attacked if cell["evidence"]["zero_gradient"]]
-        detail = (
-            f"not so for: {'; '.join(stuck)}"
-            if stuck
-            else f"no image had an all-zero gradient in {len(attacked)} cells"
-        )
-        yield {"name": "gradients", "passed": not stuck, "detail": detail}
+        yield _gradients(attacked)
     families: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for cell in attacked:
         if cell["budget"] is not None:
@@ -82,6 +76,7 @@ def study_checks(cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield _monotone(model, label, family)
     for cell in attacked:
         yield from _beats_control(cell, attacked)
+        yield from _beats_transfer(cell, attacked)
 
 
 def _all_flipped(cell: dict[str, Any]) -> bool:
@@ -97,6 +92,17 @@ def _all(name: str, key: str, claim: str, cells: list[dict[str, Any]]) -> Iterat
     failed = [_label(cell) for cell in measured if not cell["evidence"][key]]
     detail = f"{claim}, in all {len(measured)} attacked cells where this can be told and matters"
     yield {"name": name, "passed": not failed, "detail": f"not so for: {'; '.join(failed)}" if failed else detail}
+
+
+def _gradients(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """A gradient of exactly zero is a sign of masking, or of a broken graph."""
+    stuck = [_label(cell) for cell in cells if cell["evidence"]["zero_gradient"]]
+    detail = f"no image had an all-zero gradient in {len(cells)} cells"
+    return {
+        "name": "gradients",
+        "passed": not stuck,
+        "detail": f"not so for: {'; '.join(stuck)}" if stuck else detail,
+    }
 
 
 def _monotone(model: str, label: str, family: list[dict[str, Any]]) -> dict[str, Any]:
@@ -121,6 +127,21 @@ def _beats_control(cell: dict[str, Any], cells: list[dict[str, Any]]) -> Iterato
             ours, theirs = cell["metrics"]["accuracy"]["value"], other["metrics"]["accuracy"]["value"]
             yield {
                 "name": "stronger than its control",
+                "passed": ours <= theirs,
+                "detail": f"{_label(cell)}: accuracy {ours:.3f}; {_label(other)}: {theirs:.3f}",
+            }
+
+
+def _beats_transfer(cell: dict[str, Any], cells: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Who knows the weights must do at least as much as who knows a surrogate, with the same attack and budget."""
+    if cell["knowledge"] != "white-box":
+        return
+    for other in cells:
+        same = all(other[key] == cell[key] for key in ("model", "budget", "seed"))
+        if same and other["knowledge"] == "transfer" and other["settings"]["attack"] == cell["settings"]["attack"]:
+            ours, theirs = cell["metrics"]["accuracy"]["value"], other["metrics"]["accuracy"]["value"]
+            yield {
+                "name": "white box at least as strong as transfer",
                 "passed": ours <= theirs,
                 "detail": f"{_label(cell)}: accuracy {ours:.3f}; {_label(other)}: {theirs:.3f}",
             }

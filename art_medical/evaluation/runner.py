@@ -113,8 +113,11 @@ class _ModelRun:
             if cell.entry is None:
                 self.before = self._predictions(arrays["logits"])
             # Names may change without changing what was measured.
-            threat_model = None if cell.entry is None else cell.entry.threat_model
-            yield {**record, "model": cell.model, "attack": cell.attack, "threat_model": threat_model}, arrays
+            yield {**record, "model": cell.model, "attack": cell.attack, **self._attacker(cell)}, arrays
+
+    def _attacker(self, cell: Cell) -> dict[str, Any]:
+        name = None if cell.entry is None else cell.entry.threat_model
+        return {"threat_model": name, "knowledge": None if name is None else self.study.threat_models[name].knowledge}
 
     def _surrogate(self, cell: Cell) -> Subject | None:
         name = None if cell.entry is None else self.study.threat_models[cell.entry.threat_model].surrogate
@@ -147,7 +150,7 @@ class _ModelRun:
             "n": len(test),
             "seed": cell.seed,
             "metrics": {name: estimate.to_json() for name, estimate in metrics.items()},
-            "threat_model": None,
+            **self._attacker(cell),
             "settings": settings,
             "evidence": evidence,
         }

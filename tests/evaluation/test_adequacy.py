@@ -105,7 +105,15 @@ def cell(attack: str, eps: float | None, accuracy: float, **changes: Any) -> dic
     budget = None if eps is None else {"norm": "linf", "eps": eps, "unit": "grey level"}
     found = {"within_budget": True, "on_storage_grid": True, "zero_gradient": 0, "converged": True}
     found |= {"success_on_attacked_model": 7}
-    fields = {"n": 10, "model": "m", "attack": attack, "budget": budget, "seed": 0, "settings": {"attack": attack}}
+    fields = {
+        "n": 10,
+        "knowledge": "white-box",
+        "model": "m",
+        "attack": attack,
+        "budget": budget,
+        "seed": 0,
+        "settings": {"attack": attack},
+    }
     metrics = {"accuracy": {"value": accuracy}}
     return {**fields, "metrics": metrics, "evidence": {**found, **changes.pop("evidence", {})}, **changes}
 
@@ -184,3 +192,12 @@ def test_a_falling_objective_is_no_weakness_where_every_image_flipped() -> None:
         for flipped in (9, 10)
     }
     assert not checks[9]["converged"] and "converged" not in checks[10]
+
+
+@pytest.mark.parametrize(("white_box", "passed"), [(0.3, True), (0.4, True), (0.5, False)])
+def test_a_white_box_must_not_be_weaker_than_a_transfer(white_box: float, passed: bool) -> None:
+    transfer = cell("pgd", 2.0, 0.4, knowledge="transfer")
+    elsewhere = cell("pgd", 4.0, 0.1, knowledge="transfer")
+    checks = list(study_checks([cell("pgd", 2.0, white_box), transfer, elsewhere]))
+    (verdict,) = [check for check in checks if check["name"] == "white box at least as strong as transfer"]
+    assert verdict["passed"] is passed
