@@ -29,6 +29,8 @@ html_theme_options = {
     "page_width": "70rem",
 }
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 # The reference is generated from the tree, so that a new module is documented the day it is written.
 apidoc_modules = [
