@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
-from art.summary_writer import SummaryWriter
+from rich.progress import track
 from torch import Tensor
 
 from art_medical.attacks.loop import Found, Scores
@@ -116,10 +116,9 @@ class StoredPixelAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no ty
         quantise: bool,
         batch_size: int,
         seed: int,
-        summary_writer: str | bool | SummaryWriter,
         verbose: bool,
     ) -> None:
-        super().__init__(estimator=estimator, summary_writer=summary_writer)
+        super().__init__(estimator=estimator)
         self._targeted = targeted
         self.quantise = quantise
         self.batch_size = batch_size
@@ -160,7 +159,8 @@ class StoredPixelAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no ty
         result: NDArray[np.float32] = images.copy()
         records = []
         with inference(self.estimator.model):
-            for start in range(0, len(images), self.batch_size):
+            starts = range(0, len(images), self.batch_size)
+            for start in track(starts, type(self).__name__, disable=not self.verbose, transient=True):
                 rows = slice(start, start + self.batch_size)
                 batch = Batch(
                     x=self._tensor(images[rows]),

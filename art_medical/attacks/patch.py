@@ -55,7 +55,6 @@ class PatchAttack(StoredPixelAttack):
             quantise=quantise,
             batch_size=batch_size,
             seed=seed,
-            summary_writer=False,
             verbose=verbose,
         )
         self.scale = scale
@@ -153,6 +152,7 @@ class AdversarialPatch(PatchAttack):
         :param targeted: Whether ``y`` of ``generate`` is the label to reach.
         :param quantise: Return images that the file can hold.
         :param seed: Seeds order, transforms and places.
+        :param verbose: Show a progress bar over batches of ``generate``.
         """
         super().__init__(
             estimator,

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from art.summary_writer import SummaryWriter
 
 from art_medical.attacks.base import Batch, StoredPixelAttack
 from art_medical.attacks.loop import Found, search
@@ -57,7 +56,6 @@ class ProjectedGradientDescent(StoredPixelAttack):
         confidence: float = 0.0,
         quantise: bool = True,
         seed: int = 0,
-        summary_writer: str | bool | SummaryWriter = False,
         verbose: bool = False,
     ) -> None:
         """
@@ -76,8 +74,7 @@ class ProjectedGradientDescent(StoredPixelAttack):
             stops at the first flip, infinity spends all steps on every sample (needed for a worst-case AUROC).
         :param quantise: Return images that the file can hold.
         :param seed: Seeds the random starts, together with the ids of the samples.
-        :param summary_writer: As in ART; unused.
-        :param verbose: As in ART; progress is reported by the caller.
+        :param verbose: Show a progress bar over batches.
         """
         super().__init__(
             estimator,
@@ -85,7 +82,6 @@ class ProjectedGradientDescent(StoredPixelAttack):
             quantise=quantise,
             batch_size=batch_size,
             seed=seed,
-            summary_writer=summary_writer,
             verbose=verbose,
         )
         self.norm = norm

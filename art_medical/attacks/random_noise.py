@@ -36,6 +36,12 @@ class RandomNoise(ProjectedGradientDescent):
         :param norm: ``np.inf`` (or ``"inf"``) or 2.
         :param eps: Budget as in :class:`~art_medical.attacks.projected_gradient_descent.ProjectedGradientDescent`.
         :param num_random_init: Draws for each image; the one that serves the attacker best is returned.
+        :param batch_size: Images in one pass.
+        :param targeted: Whether ``y`` is the label to reach.
+        :param confidence: As in the attack.
+        :param quantise: Return images that the file can hold.
+        :param seed: Seeds the draws, together with the ids of the samples.
+        :param verbose: Show a progress bar over batches.
         """
         super().__init__(
             estimator,

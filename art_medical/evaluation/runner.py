@@ -222,7 +222,7 @@ def _generate(
 
 
 def _settings(attack: StoredPixelAttack) -> dict[str, Any]:
-    names = [name for name in attack.attack_params if name not in ("verbose", "summary_writer")]
+    names = [name for name in attack.attack_params if name != "verbose"]
     return {name: _plain(getattr(attack, name)) for name in names}
 
 
