@@ -109,7 +109,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         if not len(array):
             return np.zeros((0, self.nb_classes), np.float32)
         self._warn_about_range(array)
-        with inference(self.model, training_mode):
+        with inference(self.model, training_mode), torch.no_grad():
             scores = np.concatenate([self.module(batch).cpu().numpy() for batch in self._batches(array, batch_size)])
         result: NDArray[np.float32] = self._apply_postprocessing(preds=scores.astype(np.float32), fit=False)
         return result
@@ -117,19 +117,18 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
     def predict_logits(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float32]:
         """The network's own logits ``(N, head.outputs)``, without threshold, behind the preprocessing defences."""
         array = self.check(x)
-        with inference(self.model):
+        with inference(self.model), torch.no_grad():
             rows = [self.module.logits(batch).cpu().numpy() for batch in self._batches(array, batch_size)]
         return np.concatenate(rows).astype(np.float32) if rows else np.zeros((0, self.head.outputs), np.float32)
 
     def _batches(self, array: NDArray[np.float32], batch_size: int) -> Iterator[Tensor]:
-        """Batches on the device, behind the preprocessing defences, without gradient.
+        """Batches on the device, behind the preprocessing defences.
 
         ART's own ``predict`` draws a random number for each call, which would tie results to the order of calls.
         """
-        with torch.no_grad():
-            for start in range(0, len(array), batch_size):
-                batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
-                yield torch.from_numpy(np.asarray(batch)).to(self.device)
+        for start in range(0, len(array), batch_size):
+            batch, _ = self._apply_preprocessing(array[start : start + batch_size], y=None, fit=False)
+            yield torch.from_numpy(np.asarray(batch)).to(self.device)
 
     def predict_proba(self, x: np.ndarray[Any, Any], batch_size: int = 128) -> NDArray[np.float64]:
         """Probabilities before any threshold: ``(N, K)``, one-logit models ``(N, 2)``."""
