@@ -35,7 +35,7 @@ class Record:
     :param unchanged: Whether the returned image equals the clean one.
     :param linf: Largest change of a pixel, in the unit of the domain.
     :param l2: Length of the change over all pixels, in the unit of the domain.
-    :param traces: Mean objective at each forward pass, one tuple for each batch and restart.
+    :param traces: Mean objective at each forward pass, one tuple for each batch, restarts one after the other.
     """
 
     success: NDArray[np.bool_]

@@ -16,7 +16,7 @@ from art_medical.errors import ImageError, InputError, ModelError
 from art_medical.estimators.classifier import MedicalClassifier
 from art_medical.estimators.steps import Repeat, Resize, Step
 from art_medical.images.datasets import as_channels
-from art_medical.images.files import read_image, write_like
+from art_medical.images.files import check_target, read_image, write_like
 from art_medical.images.image import StoredImage
 from art_medical.zoo.registry import load
 
@@ -94,9 +94,8 @@ def attack_file(
         raise InputError(f"attack {attack!r} does not run on a single file; choose one of {', '.join(_ATTACKS)}")
     if norm not in _NORMS:
         raise InputError(f"unknown norm {norm!r}; choose one of {', '.join(_NORMS)}")
-    if not out.parent.is_dir():
-        raise ImageError(f"cannot write {out}: {out.parent} is no folder")
     stored = read_image(image)
+    check_target(stored, out)
     classifier = behind_file(load(model, device=device), stored)
     budget = parse_budget(eps, stored)
     x = _model_channels(classifier, stored, stored.pixels)

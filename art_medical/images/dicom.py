@@ -143,8 +143,7 @@ def write_dicom_like(reference: str | Path, pixels: ArrayLike, path: str | Path)
     :raises ImageError: If the file cannot hold the pixels, or ``path`` is the reference or names another format.
     """
     source, target = as_path(reference), Path(path)
-    if not suffix_of(target)[1:].isdigit():  # files are often named by a UID
-        check_suffix(target, SUFFIXES, "DICOM")
+    check_dicom_target(target)
     with one_error("read", source):
         content = source.read_bytes()
         decoded = _decode(content, source)
@@ -156,6 +155,15 @@ def write_dicom_like(reference: str | Path, pixels: ArrayLike, path: str | Path)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
+
+
+def check_dicom_target(path: Path) -> None:
+    """Refuse a name that promises another format.
+
+    :raises ImageError: If the suffix does not fit.
+    """
+    if not suffix_of(path)[1:].isdigit():  # files are often named by a UID
+        check_suffix(path, SUFFIXES, "DICOM")
 
 
 def looks_like_dicom(head: bytes) -> bool:

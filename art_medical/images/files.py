@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from art_medical.errors import ImageError
-from art_medical.images.dicom import looks_like_dicom, read_dicom, write_dicom_like
+from art_medical.images.dicom import check_dicom_target, looks_like_dicom, read_dicom, write_dicom_like
 from art_medical.images.image import StoredImage, as_path, one_error
-from art_medical.images.nifti import looks_like_nifti, read_nifti, write_nifti_like
-from art_medical.images.raster import looks_like_raster, read_raster, write_png_like
+from art_medical.images.nifti import check_nifti_target, looks_like_nifti, read_nifti, write_nifti_like
+from art_medical.images.raster import check_png_target, looks_like_raster, read_raster, write_png_like
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -29,13 +29,14 @@ class _Format:
     matches: Callable[[bytes], bool]
     read: Callable[[Path], StoredImage]
     write: Callable[[Path, ArrayLike, Path], None]
+    check_target: Callable[[Path], None]
 
 
 # DICOM last: without its preamble it is only plausible, where the others are certain.
 _FORMATS = (
-    _Format(looks_like_raster, read_raster, write_png_like),
-    _Format(looks_like_nifti, read_nifti, write_nifti_like),
-    _Format(looks_like_dicom, read_dicom, write_dicom_like),
+    _Format(looks_like_raster, read_raster, write_png_like, check_png_target),
+    _Format(looks_like_nifti, read_nifti, write_nifti_like, check_nifti_target),
+    _Format(looks_like_dicom, read_dicom, write_dicom_like, check_dicom_target),
 )
 
 
@@ -63,6 +64,20 @@ def write_like(reference: StoredImage | str | Path, pixels: ArrayLike, path: str
     """
     source = as_path(reference.path if isinstance(reference, StoredImage) else reference)
     _format(source).write(source, pixels, Path(path))
+
+
+def check_target(reference: StoredImage, path: Path) -> None:
+    """Find out before the work, not after it, that :func:`write_like` would refuse the place or the name of a file.
+
+    :param reference: The image that will be attacked.
+    :param path: The file that will be written.
+    :raises ImageError: If its folder does not exist, its suffix is lossy or of another kind, or it is the reference.
+    """
+    if not path.parent.is_dir():
+        raise ImageError(f"cannot write {path}: {path.parent} is no folder")
+    if path.exists() and path.samefile(reference.path):
+        raise ImageError(f"{path} is the reference itself, which is never overwritten: choose another name")
+    _format(reference.path).check_target(path)
 
 
 def _format(path: Path) -> _Format:

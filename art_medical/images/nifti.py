@@ -78,7 +78,7 @@ def write_nifti_like(reference: str | Path, pixels: ArrayLike, path: str | Path)
     :raises ImageError: If the voxel type cannot hold the pixels, or ``path`` is the reference or names another format.
     """
     source, target = as_path(reference), Path(path)
-    check_suffix(target, SUFFIXES, "NIfTI")
+    check_nifti_target(target)
     with one_error("read", source):
         volume = _load(source)
         image = _image(volume, source)
@@ -89,6 +89,14 @@ def write_nifti_like(reference: str | Path, pixels: ArrayLike, path: str | Path)
     if suffix_of(target) == ".nii.gz":
         content = gzip.compress(content, mtime=0)
     write_verified(content, target, reference=image, pixels=values, read=read_nifti)
+
+
+def check_nifti_target(path: Path) -> None:
+    """Refuse a name that promises another format.
+
+    :raises ImageError: If the suffix does not fit.
+    """
+    check_suffix(path, SUFFIXES, "NIfTI")
 
 
 def looks_like_nifti(head: bytes) -> bool:

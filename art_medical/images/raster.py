@@ -62,7 +62,7 @@ def write_png_like(reference: str | Path, pixels: ArrayLike, path: str | Path) -
     :raises ImageError: If the pixels are no grey levels of that depth, or ``path`` is the reference or no ``.png``.
     """
     source, target = as_path(reference), Path(path)
-    check_suffix(target, SUFFIXES, "PNG")
+    check_png_target(target)
     with one_error("read", source):
         array, profile = _load(source)
         image = _image(array, source)
@@ -75,6 +75,14 @@ def write_png_like(reference: str | Path, pixels: ArrayLike, path: str | Path) -
     with one_error("write", target):
         Image.fromarray(plane).save(buffer, "PNG", pnginfo=notice, icc_profile=profile)
     write_verified(buffer.getvalue(), target, reference=image, pixels=values, read=read_raster)
+
+
+def check_png_target(path: Path) -> None:
+    """Refuse a name that promises another format.
+
+    :raises ImageError: If the suffix does not fit.
+    """
+    check_suffix(path, SUFFIXES, "PNG")
 
 
 def looks_like_raster(head: bytes) -> bool:

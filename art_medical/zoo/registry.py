@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from art_medical.errors import ModelError
+from art_medical.errors import InputError, ModelError
 from art_medical.zoo.cards import Card, read_card
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def load(ref: str | Path, *, device: str = "cpu") -> MedicalClassifier:
     :param device: ``cpu``, ``gpu`` or a torch device such as ``cuda:1``.
     :return: The estimator, in evaluation mode.
     :raises ModelError: If the model is unknown, or its card or weights are not what they should be.
+    :raises InputError: If torch knows no such device.
     """
     card, folders = find_card(ref)
     path = find_weights(card, folders)
@@ -89,6 +90,7 @@ def load(ref: str | Path, *, device: str = "cpu") -> MedicalClassifier:
     from art_medical.zoo.networks import build
     from art_medical.zoo.weights import check_parameter_count, load_weights, read_weights
 
+    _check_device(device)
     entry = card.files[card.weights]
     tensors = read_weights(path, sha256=entry.sha256, size=entry.size)
     network = build(card.architecture.target, card.architecture.args)
@@ -103,6 +105,16 @@ def load(ref: str | Path, *, device: str = "cpu") -> MedicalClassifier:
         steps=card.input.steps,
         device_type=device,
     )
+
+
+def _check_device(device: str) -> None:
+    """ART takes whatever is not ``cpu`` for a graphics card, and the processor where there is none."""
+    import torch
+
+    try:
+        torch.device("cuda" if device == "gpu" else device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; use cpu, gpu or a torch device such as cuda:1") from error
 
 
 def _roots() -> list[Path]:

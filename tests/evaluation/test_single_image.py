@@ -451,3 +451,15 @@ def test_arguments_that_cannot_be(
         attack_file(picture, tmp_path / arguments.pop("out", "out.png"), **arguments)
     assert sorted(tmp_path.rglob("*")) == before
     assert picture.read_bytes() == content
+
+
+def test_a_name_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "image.png"
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(picture)
+    monkeypatch.setattr("art_medical.evaluation.single_image.load", lambda *_, **__: pytest.fail("work was begun"))
+    for name in ("attacked.jpg", "attacked.dcm", "image.png", "nowhere/attacked.png"):
+        with pytest.raises(ImageError):
+            attack_file(picture, tmp_path / name, model="any")
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]

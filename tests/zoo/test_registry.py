@@ -12,7 +12,7 @@ import pytest
 
 import art_medical
 from art_medical.domain import PixelDomain
-from art_medical.errors import ModelError
+from art_medical.errors import InputError, ModelError
 from art_medical.zoo import registry
 from art_medical.zoo.registry import ZOO_VARIABLE, find_card, find_weights, list_models, load
 from tests.zoo.models import fields, write_model
@@ -182,3 +182,10 @@ def test_loading_twice_gives_the_same_numbers(zoos: dict[str, Path]) -> None:
     write_model(zoos["user"] / "mine")
     x = np.array([[[[0, 50], [100, 255]]]], np.float32)
     assert np.array_equal(load("mine").predict(x), load("mine").predict(x))
+
+
+@pytest.mark.parametrize("device", ["cpu2", "graphics", "", "cuda:x"])
+def test_an_unknown_device_is_refused(zoos: dict[str, Path], device: str) -> None:
+    write_model(zoos["own"] / "known")
+    with pytest.raises(InputError, match=f"unknown device '{device}'; use cpu, gpu or"):
+        load("known", device=device)
