@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from art_medical.domain import PixelDomain
     from art_medical.errors import ArtMedicalError
     from art_medical.estimators.classifier import MedicalClassifier
-    from art_medical.zoo.registry import list_models, load
+    from art_medical.zoo.registry import list_models, load, register_model
 
 __version__ = "0.1.0"
 
@@ -27,9 +27,18 @@ _HOMES = {
     "PixelDomain": "art_medical.domain",
     "list_models": "art_medical.zoo.registry",
     "load": "art_medical.zoo.registry",
+    "register_model": "art_medical.zoo.registry",
 }
 
-__all__ = ["ArtMedicalError", "MedicalClassifier", "PixelDomain", "__version__", "list_models", "load"]
+__all__ = [
+    "ArtMedicalError",
+    "MedicalClassifier",
+    "PixelDomain",
+    "__version__",
+    "list_models",
+    "load",
+    "register_model",
+]
 
 
 def __getattr__(name: str) -> Any:

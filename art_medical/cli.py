@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from art_medical import __version__
+from art_medical.cli_zoo import zoo_app
+from art_medical.console import Bars, figure, one_line, open_console
 from art_medical.errors import ArtMedicalError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import TaskID
 
     from art_medical.evaluation.results import Results
 
@@ -28,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-zoo_app = typer.Typer(help="The model zoo.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
 DEFAULT_OUT = Path("art-medical-report")
@@ -70,9 +70,9 @@ def evaluate(
     chosen = studies.embedded_study() if study is None else studies.read_study(study)
     if model is not None:
         chosen = chosen.model_copy(update={"models": (model,)})
-    console = _console(stderr=json)
+    console = open_console(stderr=json)
     _writable(out)
-    with _Bars(console) as progress:
+    with Bars(console) as progress:
         # After the bar is up: these imports take seconds.
         from art_medical.evaluation.runner import evaluate as run
         from art_medical.evaluation.store import Store
@@ -103,8 +103,8 @@ def attack(
     """Attack one file: write a file of the same kind, read it back and score it again."""
     from rich.markup import escape
 
-    console = _console()
-    with console.status(escape(f"attacking {_one_line(image.name)}")):
+    console = open_console()
+    with console.status(escape(f"attacking {one_line(image.name)}")):
         from art_medical.evaluation.single_image import attack_file
 
         outcome = attack_file(
@@ -120,111 +120,12 @@ def attack(
             device=device,
         )
     for line in outcome.lines():
-        console.print(_one_line(line), soft_wrap=True)
+        console.print(one_line(line), soft_wrap=True)
     if not outcome.success:
         raise typer.Exit(6)
 
 
-@zoo_app.command("list")
-def zoo_list(pattern: Annotated[str, typer.Argument(help="Shell pattern, for instance 'cxr-*'.")] = "*") -> None:
-    """List the registered models."""
-    from rich.table import Table
-
-    from art_medical.zoo.registry import find_card, find_weights, list_models
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("model", "modality", "network", "labels", "test AUROC", "weights"):
-        table.add_column(heading, overflow="fold")
-    for name in list_models(pattern):
-        card, folders = find_card(name)
-        try:
-            find_weights(card, folders)
-            installed = "installed"
-        except ArtMedicalError:
-            installed = "not installed"
-        scores = [f"{s.value:.3f}" for e in card.clean_eval for s in e.scores if s.metric == "auroc"]
-        table.add_row(
-            name,
-            card.input.modality,
-            card.architecture.target,
-            ", ".join(card.head.labels),
-            scores[0] if scores else "-",
-            installed,
-        )
-    _console().print(table)
-
-
-@zoo_app.command("show")
-def zoo_show(name: Annotated[str, typer.Argument(help="Registered model or model folder.")]) -> None:
-    """Print the card of a model as JSON."""
-    from art_medical.zoo.registry import find_card
-
-    print(find_card(name)[0].to_json(), end="")
-
-
-@zoo_app.command("score")
-def zoo_score(
-    folder: Annotated[Path, typer.Argument(help="Model folder, whose card.json and README.md are rewritten.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with labels.csv and images/, or an npz file.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, gpu or a torch device.")] = "cpu",
-) -> None:
-    """Measure a model on unattacked test images and write the scores into its card."""
-    console = _console()
-    with _Bars(console) as progress:
-        from art_medical.evaluation.scorecard import score
-
-        card = score(folder, data, device=device, progress=progress)
-    for entry in card.clean_eval:
-        for figure in entry.scores:
-            console.print(f"{entry.dataset} {entry.split}: {figure.metric} {_figure(figure.model_dump())}")
-
-
 # -- output ------------------------------------------------------------------------------------------------------------
-
-
-def _console(stderr: bool = False) -> Console:
-    """Colour only for people: rich honours ``NO_COLOR`` and leaves pipes plain. Names in brackets are no markup."""
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 200
-    return console
-
-
-class _Bars:
-    """One progress bar for the task at hand; silent when nobody looks."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        self._task = self._bars.add_task("loading", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def begin(self, task: str, images: int) -> None:
-        if self._task is not None:
-            self._bars.remove_task(self._task)
-        self._task = self._bars.add_task(task, total=images or None)
-
-    def advance(self, images: int) -> None:
-        if self._task is not None:
-            self._bars.advance(self._task, images)
 
 
 def _writable(out: Path) -> None:
@@ -255,8 +156,8 @@ def _show(results: Results, out: Path, console: Console) -> None:
         table.add_column(heading)
     for cell in results.cells:
         metrics = cell["metrics"]
-        figures = [_figure(metrics.get(name)) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
-        success = _figure(metrics.get("attack_success_rate"))
+        figures = [figure(metrics.get(name)) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
+        success = figure(metrics.get("attack_success_rate"))
         table.add_row(
             cell["model"], cell["attack"], cell["budget"]["text"] if cell["budget"] else "", *figures, success
         )
@@ -264,24 +165,11 @@ def _show(results: Results, out: Path, console: Console) -> None:
     for check in results.checks:
         if not check["passed"]:
             console.print(f"check not passed: {check['name']}: {check['detail']}", soft_wrap=True)
-    console.print(_one_line(f"wrote {out / 'report.html'} and {out / 'results.json'}"), soft_wrap=True)
-
-
-def _figure(metric: dict[str, float | None] | None) -> str:
-    if metric is None or metric["value"] is None:
-        return "-"
-    if metric["low"] is None or metric["high"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
-
-
-def _one_line(text: str) -> str:
-    """``text`` without line breaks and without what a terminal would obey; names of files and labels may hold both."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    console.print(one_line(f"wrote {out / 'report.html'} and {out / 'results.json'}"), soft_wrap=True)
 
 
 def _complain(message: str, code: int) -> NoReturn:
-    text = _one_line(" ".join(message.split()))
+    text = one_line(" ".join(message.split()))
     print(f"art-medical: {text if len(text) <= MOST_WORDS else text[:MOST_WORDS] + ' ...'}", file=sys.stderr)
     raise SystemExit(code)
 

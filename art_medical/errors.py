@@ -26,6 +26,22 @@ class ModelError(ArtMedicalError, ValueError):
     exit_code = 4
 
 
+class UnsafeBundleError(ModelError):
+    """A model repository is refused because of what it contains: code, or numbers that nobody can mean."""
+
+
+class IntegrityError(ModelError):
+    """A file whose length, hash or signature is not the one that was promised."""
+
+
+class HubError(ModelError):
+    """Something on the Hub that cannot be had: no network, no such repository, revision or file, no access."""
+
+
+class UnpinnedError(ModelError):
+    """A model that is not pinned: what its reference or card stands for may change."""
+
+
 class StudyError(ArtMedicalError, ValueError):
     """A study file that is not valid; the message names file and line."""
 
@@ -34,3 +50,7 @@ class StudyError(ArtMedicalError, ValueError):
 
 class DomainWarning(UserWarning):
     """Pixels look as if they were in another range than the classifier's domain."""
+
+
+class PluginWarning(UserWarning):
+    """A plug-in of another package that is left out, with the reason."""

@@ -20,7 +20,7 @@ author = "The art-medical authors"
 project_copyright = "The art-medical authors, Apache-2.0"
 version = release = art_medical.__version__
 
-extensions = ["sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.doctest", "json_table"]
+extensions = ["sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.doctest", "json_table", "myst_parser"]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 html_theme_options = {

@@ -18,11 +18,17 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from art_medical import __version__, cli
 from art_medical.attacks.projected_gradient_descent import ProjectedGradientDescent
+from art_medical.zoo import dsse
+from art_medical.zoo.cards import read_card
+from art_medical.zoo.model_card import model_card
 from art_medical.zoo.registry import ZOO_VARIABLE
+from tests.hub.server import TOKEN, LoopbackHub
 from tests.zoo.models import biased, write_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +189,7 @@ def test_zoo_list_and_show(run: Run) -> None:
     assert (listed.code, listed.err) == (0, "")
     assert [line.split()[0] for line in listed.out.splitlines()] == ["model", "phantom-hotelling", "phantom-nodule"]
     assert all(line.rstrip().endswith("installed") for line in listed.out.splitlines()[1:])
+    assert "binary: lumps only / nodule" in listed.out.splitlines()[1]
     shown = run("zoo", "show", "phantom-nodule")
     assert shown.code == 0
     assert shown.out == (ROOT / "zoo" / "phantom-nodule" / "card.json").read_text(encoding="utf-8")
@@ -193,6 +200,155 @@ def test_zoo_list_tells_what_is_not_installed(run: Run, tiny: Path, monkeypatch:
     assert run("zoo", "list", "tiny").out.splitlines()[1].split()[-1] == "installed"
     (tiny / "model.safetensors").unlink()
     assert run("zoo", "list", "tiny").out.splitlines()[1].split()[-2:] == ["not", "installed"]
+
+
+def test_zoo_list_as_json(run: Run) -> None:
+    listed = run("zoo", "list", "--json", "--task", "LUMPS", "--modality", "phantom", "*-nodule")
+    assert (listed.code, listed.err) == (0, "")
+    (model,) = json.loads(listed.out)
+    card = json.loads((ROOT / "zoo" / "phantom-nodule" / "card.json").read_text(encoding="utf-8"))
+    auroc = next(score for score in card["clean_eval"][0]["scores"] if score["metric"] == "auroc")
+    assert model == {
+        "name": "phantom-nodule",
+        "task": "binary: lumps only / nodule",
+        "modality": "phantom",
+        "data": card["data"]["name"],
+        "licence": "Apache-2.0",
+        "architecture": "ResNet",
+        "parameters": 77513,
+        "auroc": {key: auroc[key] for key in ("value", "low", "high")},
+        "installed": True,
+    }
+    assert json.loads(run("zoo", "list", "--json", "--task", "nothing").out) == []
+
+
+def test_zoo_verify_one_model_and_a_folder(run: Run, tiny: Path) -> None:
+    ended = run("zoo", "verify", "phantom-hotelling", tiny)
+    assert ended == (0, f"phantom-hotelling: verified\n{tiny}: verified\n", "")
+    (tiny / "run me\n.sh").write_text("x")
+    ended = run("zoo", "verify", "phantom-hotelling", tiny)
+    assert ended.code == 4
+    assert ended.out.splitlines() == [
+        "phantom-hotelling: verified",
+        f"{tiny}: failed",
+        "  error: run me .sh: is a file that the card does not name; remove it",
+    ]
+    assert ended.err == f"art-medical: 1 of 2 models are not verified: {tiny} (failed)\n"
+    printed = run("zoo", "verify", "--json", tiny)
+    assert (printed.code, printed.err.count("\n")) == (4, 1)
+    (verdict,) = json.loads(printed.out)
+    assert (verdict["state"], verdict["findings"][0]["file"]) == ("failed", "run me\n.sh")
+
+
+def test_zoo_verify_all(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Path) -> None:
+    """What is not on this machine is told; with --strict it is an error, unless the Hub has it."""
+    monkeypatch.setattr("art_medical.zoo.registry._own_zoo", lambda: tiny.parent)
+    (tiny / "model.safetensors").unlink()
+    published = write_model(tiny.parent / "published", hub={"repo": "owner/published", "revision": "0" * 40})
+    (published / "model.safetensors").unlink()
+    write_model(tiny.parent / "whole")
+    told = "published: not fetched\ntiny: not installed\nwhole: verified\n"
+    assert run("zoo", "verify", "--all") == (0, told, "")
+    message = "art-medical: 1 of 3 models are not verified: tiny (not installed)\n"
+    assert run("zoo", "verify", "--all", "--strict") == (4, told, message)
+    message = "art-medical: 1 of 1 models are not verified: published (not fetched)\n"
+    assert run("zoo", "verify", "published") == (4, "published: not fetched\n", message)
+
+
+def test_zoo_verify_with_a_key(run: Run, tiny: Path, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    ended = run("zoo", "verify", tiny, "--key", "key.pub")
+    assert ended.code == 4
+    assert "card.json: names no signature, so none of the trusted keys vouches for this model" in ended.out
+
+
+def test_a_broken_plugin_is_told_and_hides_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "broken-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[art_medical.models]\nmodels = not_there:MODELS\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    for command in (("list",), ("verify", "phantom-hotelling")):
+        ended = run("zoo", *command)
+        assert ended.code == 0
+        assert "phantom-hotelling" in ended.out
+        assert ended.err == (
+            "art-medical: plug-in 'models' of the package 'broken': ModuleNotFoundError: No module named 'not_there'; "
+            "its models are left out\n"
+        )
+
+
+def test_zoo_fetch_for_a_machine_without_network(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verified copies in a folder, which is then a zoo of its own."""
+    ended = run("zoo", "fetch", "phantom-hotelling", "--to", "copies", "--offline")
+    assert (ended.code, ended.err) == (0, "")
+    copy = tmp_path / "copies" / "phantom-hotelling"
+    told = f"phantom-hotelling: copies/phantom-hotelling\nto use them: ART_MEDICAL_ZOO={tmp_path / 'copies'}\n"
+    assert ended.out == told
+    assert run("zoo", "fetch", "phantom-hotelling", "--to", "copies", "--offline").out == told
+    monkeypatch.setenv(ZOO_VARIABLE, str(tmp_path / "copies"))
+    monkeypatch.setattr("art_medical.zoo.registry._own_zoo", lambda: tmp_path / "nowhere")
+    assert run("zoo", "verify", "--all", "--strict").out == "phantom-hotelling: verified\n"
+    (copy / "model.safetensors").write_bytes(b"x")
+    assert run("zoo", "verify", "--all").code == 4
+
+
+def test_zoo_fetch_all_takes_what_can_be_had(run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that nobody pinned is told and passed over; one that should be there and is not is an error."""
+    monkeypatch.setattr("art_medical.zoo.registry._own_zoo", lambda: tiny.parent)
+    loose = {"model.safetensors": {"sha256": None, "size": None}}
+    unpinned = write_model(tiny.parent / "unpinned")
+    (unpinned / "model.safetensors").unlink()
+    card = json.loads((unpinned / "card.json").read_text())
+    (unpinned / "card.json").write_text(
+        json.dumps({**card, "files": loose, "hub": {"repo": "owner/unpinned", "revision": None}})
+    )
+    ended = run("zoo", "fetch", "--all", "--to", "copies", "--offline")
+    assert (ended.code, ended.err) == (0, "")
+    assert [line.split(":")[0] for line in ended.out.splitlines()] == ["tiny", "unpinned", "to use them"]
+    assert "unpinned: not fetched: unpinned names no revision, whose files may change; " in ended.out
+    (tiny / "model.safetensors").unlink()
+    ended = run("zoo", "fetch", "--all", "--offline")
+    assert ended.code == 4
+    assert ended.err == "art-medical: 1 of 2 models could not be fetched, for instance tiny\n"
+    ended = run("zoo", "fetch", "unpinned", "--offline")
+    assert (ended.code, ended.out) == (4, "")
+
+
+@pytest.mark.network
+def test_zoo_push_and_fetch(run: Run, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published to a Hub on this machine, signed, fetched by the printed reference, and verified with the key."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    key = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (tmp_path / "key.pub").write_bytes(
+        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
+    with LoopbackHub(tmp_path / "hub") as hub:
+        where = ("--endpoint", hub.endpoint)
+        refused = run("zoo", "push", tiny, "owner/tiny", "--sign", "key.pem", *where)
+        assert (refused.code, refused.out) == (4, "")  # there is no README.md
+        card = json.loads((tiny / "card.json").read_text())
+        signature = {"file": "model.sig", "key_sha256": dsse.key_fingerprint(key.public_key())}
+        (tiny / "card.json").write_text(json.dumps({**card, "signature": signature}))
+        (tiny / "README.md").write_text(model_card(read_card(tiny)), encoding="utf-8")
+        pushed = run("zoo", "push", tiny, "owner/tiny", "--sign", "key.pem", *where)
+        assert (pushed.code, pushed.err) == (0, "")
+        reference = pushed.out.strip()
+        assert re.fullmatch(r"hf://owner/tiny@[0-9a-f]{40}#[0-9a-f]{64}", reference)
+        fetched = run("zoo", "fetch", reference, "--to", "copies", *where)
+        assert (fetched.code, fetched.err) == (0, "")
+        assert run("zoo", "verify", "copies/tiny", "--key", "key.pub") == (0, "copies/tiny: verified\n", "")
+        assert run("zoo", "fetch", "hf://owner/tiny@main", *where).code == 4
+        assert run("zoo", "fetch", "hf://owner/tiny@main", "--allow-unpinned", *where).code == 0
+        gone = run("zoo", "fetch", "hf://owner/nothing@" + "0" * 40, *where)
+        assert (gone.code, gone.out, gone.err.count("\n")) == (4, "", 1)
 
 
 def test_a_check_that_failed_is_told(run: Run, tmp_path: Path, study: Path) -> None:
@@ -229,7 +385,8 @@ def test_terminal_codes_in_names_are_not_obeyed(refused: Callable[..., str]) -> 
 
 def test_version_and_help(run: Run) -> None:
     assert run("--version") == (0, f"art-medical {__version__}\n", "")
-    for command in ((), ("evaluate",), ("attack",), ("zoo",), ("zoo", "list")):
+    zoo = [("zoo", name) for name in ("list", "show", "fetch", "verify", "push", "score")]
+    for command in ((), ("evaluate",), ("attack",), ("zoo",), *zoo):
         ended = run(*command, "--help")
         assert (ended.code, ended.err) == (0, "")
         assert "Usage: art-medical" in ended.out
@@ -269,6 +426,11 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
         (("attack", "a.png", "--out", "b.png", "--model", "m", "--seed", "-1"), "Invalid value for '--seed'"),
         (("frobnicate",), "No such command 'frobnicate'"),
         (("zoo", "burn"), "No such command 'burn'"),
+        (("zoo", "fetch"), "name the models to fetch, or give --all"),
+        (("zoo", "fetch", "m", "--all"), "name the models to fetch, or give --all"),
+        (("zoo", "verify"), "name the models to verify, or give --all"),
+        (("zoo", "verify", "m", "--all"), "name the models to verify, or give --all"),
+        (("zoo", "push", "folder"), "Missing argument 'OWNER/REPO'"),
     ],
 )
 def test_wrong_usage(refused: Callable[..., str], arguments: tuple[str, ...], message: str) -> None:

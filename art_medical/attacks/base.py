@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from art.attacks.attack import EvasionAttack
 from rich.progress import track
 from torch import Tensor
 
+from art_medical.attacks.facts import Facts
 from art_medical.attacks.loop import Found, Scores
 from art_medical.domain import PixelDomain
 from art_medical.errors import ArtMedicalError, InputError
@@ -65,7 +66,8 @@ class Batch:
 
     :param x: Stored pixels ``(n, C, *spatial)``.
     :param y: Class indices ``(n,)``.
-    :param mask: 1.0 where a pixel may change, of the shape of ``x``; ``None`` for everywhere.
+    :param mask: 1.0 where a pixel may change, of the shape of ``x``; ``None`` for everywhere. Never more than the
+        channels that the estimator lets anybody attack.
     :param ids: One name for each sample.
     :param rows: Where the batch lies in the call.
     :param total: Images of the call.
@@ -102,8 +104,14 @@ class StoredPixelAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no ty
     """Base of the attacks on :class:`~art_medical.estimators.classifier.MedicalClassifier`.
 
     ``generate`` checks images, labels and mask, hands batches to :meth:`_attack`, and afterwards checks for itself
-    that the result is inside domain and mask. What an attack did is in :attr:`record` and :attr:`cost`.
+    that the result is inside domain and mask. What an attack did is in :attr:`record` and :attr:`cost`. Channels that
+    the estimator declares as not attackable come back unchanged, whatever the mask says.
     """
+
+    facts: ClassVar[Facts]
+
+    chooses_place = False
+    """Whether the attack decides where it changes an image; such an attack takes no mask."""
 
     attack_params = [*EvasionAttack.attack_params, "targeted", "quantise", "batch_size", "seed", "verbose"]
     _estimator_requirements = (MedicalClassifier,)
@@ -210,13 +218,16 @@ class StoredPixelAttack(EvasionAttack):  # type: ignore[misc]  # ART ships no ty
         return classes
 
     def _mask(self, mask: NDArray[Any] | None, x: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        channels: NDArray[np.bool_] = self.estimator.module.attackable(torch.from_numpy(x[:1])).numpy()
         if mask is None:
-            return None
+            return None if channels.all() else np.broadcast_to(channels, x.shape).astype(np.float32)
+        if self.chooses_place:
+            raise InputError(f"{type(self).__name__} chooses its own place; mask is not supported")
         array = np.asarray(mask)
         if not np.isin(array, (0, 1)).all():
             raise InputError("a mask holds 0 (keep) and 1 (may change) only")
         try:
-            return np.broadcast_to(array, x.shape).astype(np.float32)
+            return np.asarray(np.broadcast_to(array, x.shape) * channels, dtype=np.float32)
         except ValueError as error:
             raise InputError(f"a mask of shape {array.shape} does not fit images of shape {x.shape}") from error
 

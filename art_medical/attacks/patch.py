@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from art_medical.attacks.base import Batch, StoredPixelAttack
+from art_medical.attacks.facts import Facts
 from art_medical.attacks.loop import Found
 from art_medical.attacks.noise import Noise
 from art_medical.attacks.objectives import Margin
@@ -36,6 +37,7 @@ class PatchAttack(StoredPixelAttack):
     """Paste a patch for the target class at a random place; how the patches come to be is up to the subclass."""
 
     attack_params = [*StoredPixelAttack.attack_params, "scale", "rotation_max"]
+    chooses_place = True
 
     def __init__(
         self,
@@ -84,8 +86,6 @@ class PatchAttack(StoredPixelAttack):
         """Untargeted: the patch of the other class that serves best; targeted: the patch of that class."""
         if self.patches is None:
             raise InputError("the patch has not been made yet: call fit with training images first")
-        if batch.mask is not None:
-            raise InputError("a patch chooses its own place; mask is not supported")
         patches = self._tensor(self.patches)
         place = Placement.draw(Noise(self.seed, batch.ids, "place"), (self.scale, self.scale), self.rotation_max)
         objective = Margin(self.targeted)
@@ -94,6 +94,7 @@ class PatchAttack(StoredPixelAttack):
         for target in range(len(patches)):
             x = place.paste(batch.x, patches[target])
             x = self.domain.quantise(x) if self.quantise else x
+            x = self._on_attackable(batch.x, x)
             with torch.no_grad():
                 z = self.scores(x).double()
             distance = objective.distance(z, batch.y)
@@ -102,6 +103,11 @@ class PatchAttack(StoredPixelAttack):
             found.forward += meant
         found.trace.append(float(found.distance.mean()))
         return found
+
+    def _on_attackable(self, x: Tensor, pasted: Tensor) -> Tensor:
+        """The patch on the channels that may be attacked; the other channels stay as they are."""
+        module = self.estimator.module
+        return pasted if module.attackable_channels is None else torch.where(module.attackable(x), pasted, x)
 
     def _need_planes(self, x: NDArray[np.float32]) -> None:
         if x.ndim != 4:
@@ -121,6 +127,14 @@ class PatchAttack(StoredPixelAttack):
 
 class AdversarialPatch(PatchAttack):
     """``min_p E_{x,T} CE(f((1 - T(M)) x + T(M) T(p)), target)`` by gradient descent over training images."""
+
+    facts = Facts(
+        models="A sticker in the field of view, or a disc pasted into the stored image.",
+        bound="a disc of unlimited contrast",
+        access="white",
+        dimensions=(2,),
+        paper="Brown et al. 2017, arXiv 1712.09665; Finlayson et al. 2018, arXiv 1804.05296",
+    )
 
     attack_params = [*PatchAttack.attack_params, "scale_range", "learning_rate", "nb_epochs", "patch_size"]
 
@@ -203,7 +217,8 @@ class AdversarialPatch(PatchAttack):
                 noise = Noise(self.seed, [f"{target}-{epoch}-{row}" for row in rows], "training")
                 place = Placement.draw(noise, self.scale_range, self.rotation_max)
                 patch.requires_grad_(True)
-                z = self.scores(place.paste(self._tensor(images[rows]), patch))
+                clean = self._tensor(images[rows])
+                z = self.scores(self._on_attackable(clean, place.paste(clean, patch)))
                 loss = functional.cross_entropy(z, torch.full((len(rows),), target, device=device))
                 (gradient,) = torch.autograd.grad(loss, patch)
                 patch = (patch.detach() - rate * gradient).clamp_(low, high)
@@ -227,6 +242,14 @@ class NaturalPatch(PatchAttack):
     The disc is the middle of that image at full size, shown at the same scale, rotation and places as the adversarial
     patch of equal seed.
     """
+
+    facts = Facts(
+        models="A piece of another patient's image in the same place: the control of the adversarial patch.",
+        bound="a disc of unlimited contrast",
+        access="score",
+        dimensions=(2,),
+        paper="Finlayson et al. 2018, arXiv 1804.05296",
+    )
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from art_medical.attacks.base import Batch, StoredPixelAttack
+from art_medical.attacks.facts import Facts
 from art_medical.attacks.loop import Found, search
 from art_medical.attacks.noise import Noise
 from art_medical.attacks.objectives import CrossEntropy, Margin, Objective
@@ -30,6 +31,14 @@ class ProjectedGradientDescent(StoredPixelAttack):
     Keeps the best image of each sample, lets samples leave that are done, and rounds straight-through: the image that
     is scored at every step is one that a file can hold.
     """
+
+    facts = Facts(
+        models="Whoever can change pixels between modality and model, and knows the weights.",
+        bound="linf, l2",
+        access="white",
+        dimensions=(2, 3),
+        paper="Madry et al. 2018, arXiv 1706.06083",
+    )
 
     attack_params = [
         *StoredPixelAttack.attack_params,

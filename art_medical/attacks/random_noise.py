@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from art_medical.attacks.facts import Facts
 from art_medical.attacks.projected_gradient_descent import ProjectedGradientDescent
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 class RandomNoise(ProjectedGradientDescent):
     """The best of several uniform draws from the ball, without a single gradient."""
+
+    facts = Facts(
+        models="No attacker at all: what a change of this size does by chance.",
+        bound="linf, l2",
+        access="score",
+        dimensions=(2, 3),
+        paper="Carlini et al. 2019, arXiv 1902.06705",
+    )
 
     def __init__(
         self,

@@ -32,18 +32,30 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
     operating point (see :mod:`art_medical.estimators.heads`), so ART's attacks aim at the clinical decision with any
     head. Gradients with respect to the input skip the parameters.
 
+    Some networks take channels that are no image, for instance the mask of the nucleus to classify. With
+    ``attackable_channels`` these others still count in every prediction, but every gradient with respect to them is
+    exactly zero and the attacks of this package return them unchanged. ART's own attacks follow the gradient but do not
+    know of channels: give those that add noise or steps of their own a ``mask``.
+
     :param network: Classification network without input transform, for instance from ``monai.networks.nets``.
     :param domain: Range, grid and unit of the stored pixels.
     :param head: Meaning of the network's outputs.
     :param input_shape: Shape ``(C, *spatial)`` of one image.
     :param steps: Input steps from stored pixel to network input, in order.
+    :param attackable_channels: Channels that an attacker may change, by index; ``None`` for all.
     :param optimizer: Optimiser for ART's ``fit``; its parameters must be those of ``network``.
     :param preprocessing_defences: As in ART; only torch preprocessors chain without surprises.
     :param postprocessing_defences: As in ART.
     :param device_type: ``cpu``; anything else is the current CUDA device if there is one, as in ART.
     """
 
-    estimator_params: ClassVar[list[str]] = [*PyTorchClassifier.estimator_params, "domain", "head", "steps"]
+    estimator_params: ClassVar[list[str]] = [
+        *PyTorchClassifier.estimator_params,
+        "domain",
+        "head",
+        "steps",
+        "attackable_channels",
+    ]
 
     def __init__(
         self,
@@ -53,6 +65,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         head: Head,
         input_shape: tuple[int, ...],
         steps: Sequence[Step] = (),
+        attackable_channels: Sequence[int] | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         preprocessing_defences: Preprocessor | list[Preprocessor] | None = None,
         postprocessing_defences: Postprocessor | list[Postprocessor] | None = None,
@@ -61,8 +74,9 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         self.domain = domain
         self.head = head
         self._warned = False
+        _check_channels(attackable_channels, input_shape[0])
         super().__init__(
-            model=ClassifierModule(network, steps, head),
+            model=ClassifierModule(network, steps, head, attackable_channels),
             loss=CrossEntropy(),
             input_shape=tuple(input_shape),
             nb_classes=head.nb_classes,
@@ -91,6 +105,11 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
     def steps(self) -> tuple[Step, ...]:
         """Input steps from stored pixel to network input."""
         return self.module.steps
+
+    @property
+    def attackable_channels(self) -> tuple[int, ...] | None:
+        """Channels that an attacker may change, ascending; ``None`` for all."""
+        return self.module.attackable_channels
 
     # -- predictions ---------------------------------------------------------------------------------------------
 
@@ -145,7 +164,8 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         if isinstance(x, np.ndarray):
             x = self.check(x)
         with inference(self.model):
-            return super().loss_gradient(x, self._labels(y), training_mode=training_mode, **kwargs)
+            gradient = super().loss_gradient(x, self._labels(y), training_mode=training_mode, **kwargs)
+        return self._of_attackable(gradient, axis=1)
 
     def class_gradient(
         self, x: np.ndarray[Any, Any], label: Any = None, training_mode: bool = False, **kwargs: Any
@@ -155,7 +175,14 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
             result: NDArray[np.float32] = super().class_gradient(
                 self.check(x), label=label, training_mode=training_mode, **kwargs
             )
-        return result
+        return self._of_attackable(result, axis=2)  # type: ignore[no-any-return]
+
+    def _of_attackable(self, gradient: Any, axis: int) -> Any:
+        """The gradient without the other channels: a preprocessing defence may have mixed channels on the way back."""
+        if self.attackable_channels is not None:
+            fixed = [channel for channel in range(gradient.shape[axis]) if channel not in self.attackable_channels]
+            gradient[(slice(None),) * axis + (fixed,)] = 0
+        return gradient
 
     def compute_loss(self, x: Any, y: Any, reduction: str = "none", **kwargs: Any) -> Any:
         """As in ART, with labels checked (multi-hot rows are understood)."""
@@ -254,10 +281,16 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
         :param steps: Steps from the new stored pixels to what this classifier takes.
         :param domain: Domain of the new stored pixels.
         :param input_shape: Shape ``(C, *spatial)`` of one new image.
-        :raises InputError: If there are preprocessing defences: they are made for this classifier's pixels.
+        :raises InputError: If there are preprocessing defences: they are made for this classifier's pixels; or if only
+            some channels may be attacked and the new images have another number of them.
         """
         if self.preprocessing_defences:
             raise InputError("preprocessing defences work on this classifier's pixels; add them to the result instead")
+        if self.attackable_channels is not None and input_shape[0] != self.input_shape[0]:
+            raise InputError(
+                f"only channels {self.attackable_channels} of {self.input_shape[0]} may be attacked; "
+                f"which of the {input_shape[0]} new channels these are cannot be told"
+            )
         return self._rebuilt(steps=(*steps, *self.steps), domain=domain, input_shape=input_shape, optimizer=None)
 
     def clone_for_refitting(self) -> MedicalClassifier:
@@ -286,6 +319,7 @@ class MedicalClassifier(PyTorchClassifier):  # type: ignore[misc]  # ART ships n
             "head": self.head,
             "input_shape": self.input_shape,
             "steps": self.steps,
+            "attackable_channels": self.attackable_channels,
             "optimizer": self.optimizer,
             "preprocessing_defences": self.preprocessing_defences,
             "postprocessing_defences": self.postprocessing_defences,
@@ -353,6 +387,16 @@ class _OneOutput(nn.Module):
         z = z[0] if isinstance(z, tuple | list) else z
         one: Tensor = z[:, self.index : self.index + 1]
         return one
+
+
+def _check_channels(channels: Sequence[int] | None, count: int) -> None:
+    if channels is None:
+        return
+    listed = list(channels)
+    if not listed or len(set(listed)) < len(listed) or not set(listed) <= set(range(count)):
+        raise InputError(
+            f"attackable_channels must be different channels from 0 to {count - 1}, at least one, got {channels!r}"
+        )
 
 
 def _construct(kind: type[MedicalClassifier], arguments: dict[str, Any]) -> MedicalClassifier:

@@ -22,22 +22,36 @@ class ClassifierModule(nn.Module):
         return a tuple whose first entry is the logits.
     :param steps: What happens to a stored pixel before the network sees it.
     :param head: What the outputs of the network mean.
+    :param attackable_channels: Channels of the stored image whose gradient is let through; the gradient of the others
+        is exactly zero, although they count in every prediction. ``None`` for all.
     """
 
-    def __init__(self, network: nn.Module, steps: Sequence[Step], head: Head) -> None:
+    def __init__(
+        self, network: nn.Module, steps: Sequence[Step], head: Head, attackable_channels: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.steps = tuple(steps)
         self.head = head
+        self.attackable_channels = None if attackable_channels is None else tuple(sorted(attackable_channels))
 
     def network_input(self, x: Tensor) -> Tensor:
         """Stored pixels ``(N, C, *spatial)`` of any floating or integer type to what the network gets."""
         x = plain(x)
         reference = next(self.network.parameters(), None)
         x = x.to(torch.float32 if reference is None else reference.dtype)
+        if self.attackable_channels is not None:
+            x = torch.where(self.attackable(x), x, x.detach())
         for step in self.steps:
             x = step.apply(x)
         return x
+
+    def attackable(self, x: Tensor) -> Tensor:
+        """True where an attacker may change a pixel, broadcastable to images ``(N, C, *spatial)``."""
+        allowed = torch.full((1, x.shape[1], *(1,) * (x.ndim - 2)), self.attackable_channels is None, device=x.device)
+        if self.attackable_channels is not None:
+            allowed[:, list(self.attackable_channels)] = True
+        return allowed
 
     def logits(self, x: Tensor) -> Tensor:
         """Stored pixels to the network's own logits ``(N, head.outputs)``.
@@ -52,6 +66,8 @@ class ClassifierModule(nn.Module):
         logits = plain(z)
         if logits.ndim == 1:
             logits = logits[:, None]
+        if logits.ndim > 2 and all(length == 1 for length in logits.shape[2:]):  # a last layer that is a convolution
+            logits = logits.flatten(1)
         if logits.ndim != 2 or logits.shape[1] != self.head.outputs:
             raise ModelError(
                 f"the network returns shape {tuple(z.shape)}; its {self.head.kind} head needs (N, {self.head.outputs})"

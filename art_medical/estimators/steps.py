@@ -121,7 +121,16 @@ class Repeat(_Step):
         return x.repeat_interleave(self.channels, dim=1)
 
 
+class Transpose(_Step):
+    """Columns before rows, for networks that were trained on what MONAI's ``LoadImage`` reads from PNG and JPEG."""
+
+    kind: Literal["transpose"] = "transpose"
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x.transpose(-1, -2)
+
+
 Step = Annotated[
-    Rescale | Window | Normalise | MinMax | ZScore | Resize | Repeat,
+    Rescale | Window | Normalise | MinMax | ZScore | Resize | Repeat | Transpose,
     Field(discriminator="kind"),
 ]

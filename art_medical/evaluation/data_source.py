@@ -56,7 +56,10 @@ class Source:
             return read_npz(self._path, split, limit=limit)
         self._progress.begin(f"reading {split} images", 0)
         channels = self._estimator.input_shape[0]
-        return read_folder(self._path, split, channels=channels, limit=limit, progress=self._progress.advance)
+        targets = tuple((entry.targets or {}).values())
+        return read_folder(
+            self._path, split, channels=channels, targets=targets, limit=limit, progress=self._progress.advance
+        )
 
     def _checked(self, data: Dataset) -> Dataset:
         estimator = self._estimator

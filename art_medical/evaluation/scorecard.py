@@ -28,13 +28,30 @@ def score(folder: Path, data: Path | None, *, device: str = "cpu", progress: Pro
     :raises ArtMedicalError: If model or images cannot be used; the card is then as it was.
     """
     card = read_card(folder)
+    entry = measure(folder, data, device=device, progress=progress)
+    others = [old for old in card.clean_eval if (old.dataset, old.split) != (entry.dataset, entry.split)]
+    scored = card.model_copy(update={"clean_eval": (*others, entry)})
+    write_atomically(folder / "card.json", scored.to_json().encode())
+    write_atomically(folder / "README.md", model_card(scored).encode())
+    return scored
+
+
+def measure(
+    folder: Path, data: Path | None, *, device: str = "cpu", progress: Progress | None = None
+) -> CleanEvaluation:
+    """Scores of the model in ``folder`` on the unattacked test split; nothing is written.
+
+    :param data: Folder with ``labels.csv`` or npz file; ``None`` for models of phantoms.
+    :raises ArtMedicalError: If model or images cannot be used.
+    """
+    card = read_card(folder)
     if (data is None) != (card.input.modality == "phantom"):
         raise ModelError(
             f"{card.name} takes {card.input.modality} images: models of phantoms, and no others, need no --data"
         )
     source: PhantomData | FolderData = PhantomData(kind="phantom", n=_PHANTOMS)
     if data is not None:
-        source = FolderData(kind="npz" if data.suffix == ".npz" else "folder")
+        source = FolderData(kind="npz" if data.suffix == ".npz" else "folder", targets=card.data.targets)
     ref = str(folder.absolute())  # a bare name could be that of a registered model
     study = Study(schema="art-medical/study@1", name="clean", models=(ref,), data=source, threat_models={}, attacks=())
     results = evaluate(study, data=data, device=device, progress=progress)
@@ -44,7 +61,7 @@ def score(folder: Path, data: Path | None, *, device: str = "cpu", progress: Pro
         for name, metric in cell["metrics"].items()
         if metric["value"] is not None and metric["low"] is not None
     ]
-    entry = CleanEvaluation(
+    return CleanEvaluation(
         dataset=images["name"],
         split=images["split"],
         index_sha256=images["index"],
@@ -52,8 +69,3 @@ def score(folder: Path, data: Path | None, *, device: str = "cpu", progress: Pro
         scores=tuple(scores),
         package_version=art_medical.__version__,
     )
-    others = [old for old in card.clean_eval if (old.dataset, old.split) != (entry.dataset, entry.split)]
-    scored = card.model_copy(update={"clean_eval": (*others, entry)})
-    write_atomically(folder / "card.json", scored.to_json().encode())
-    write_atomically(folder / "README.md", model_card(scored).encode())
-    return scored

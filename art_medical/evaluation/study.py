@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 from art_medical.attacks import CATALOGUE
 from art_medical.domain import Norm
 from art_medical.errors import StudyError
+from art_medical.images.targets import Target
 
 SCHEMA = "art-medical/study@1"
 MOST_BYTES = 1 << 20
@@ -37,11 +38,15 @@ class PhantomData(_Part):
 
 
 class FolderData(_Part):
-    """A folder with ``labels.csv`` and ``images/``, or an npz file; ``--data`` says where, unless ``path`` does."""
+    """A folder with ``labels.csv`` and ``images/``, or an npz file; ``--data`` says where, unless ``path`` does.
+
+    :param targets: Labels of a folder from other columns than ``label``, by their names and in the model's order.
+    """
 
     kind: Literal["folder", "npz"]
     split: Literal["train", "val", "test"] = "test"
     path: str | None = None
+    targets: dict[str, Target] | None = None
 
 
 class ThreatModel(_Part):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from art_medical.domain import PixelDomain
 from art_medical.errors import ImageError
 from art_medical.images.files import read_image
 from art_medical.images.phantoms import LumpyPhantom
+from art_medical.images.targets import Target
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def read_folder(
     split: str,
     *,
     channels: int,
+    targets: Sequence[Target] = (),
     limit: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Dataset:
@@ -77,6 +79,7 @@ def read_folder(
     is optional.
 
     :param channels: Channels that the model takes; grey images stored as RGB with equal channels count as grey.
+    :param targets: Labels from other columns than ``label``: one for a yes-or-no task, several for a multi-hot ``y``.
     :param limit: Read at most so many images, spread evenly over the split.
     :param progress: Called with the number of images read since the last call.
     :raises ImageError: If the index or an image is missing or malformed, or the images differ in shape.
@@ -110,7 +113,7 @@ def read_folder(
         name=folder.name,
         split=split,
         x=np.stack(pixels),
-        y=np.array([_label(row, index) for row in rows], dtype=np.int64),
+        y=_labels(rows, targets, index),
         ids=tuple(row["file"] for row in rows),
         groups=np.array([row.get("group") or row["file"] for row in rows]),
         domain=domains.pop(),
@@ -211,8 +214,18 @@ def _read_index(index: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _label(row: dict[str, str], index: Path) -> int:
+def _labels(rows: list[dict[str, str]], targets: Sequence[Target], index: Path) -> NDArray[np.int64]:
+    if not targets:
+        return np.array([_number(row, "label", index) for row in rows], dtype=np.int64)
+    columns = [[_number(row, target.column, index) >= target.at_least for row in rows] for target in targets]
+    y: NDArray[np.int64] = np.array(columns, dtype=np.int64)
+    return np.asarray(y[0] if len(targets) == 1 else y.T)
+
+
+def _number(row: dict[str, str], column: str, index: Path) -> int:
+    if column not in row:
+        raise ImageError(f"{index} has no column {column!r}; it has {', '.join(row)}")
     try:
-        return int(np.int64(int(row["label"])))
+        return int(np.int64(int(row[column])))
     except (TypeError, ValueError, OverflowError) as error:
-        raise ImageError(f"{index}: label {row['label']!r} of {row['file']} is no whole number") from error
+        raise ImageError(f"{index}: {column} {row[column]!r} of {row['file']} is no whole number") from error

@@ -8,12 +8,22 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from art_medical.domain import PixelDomain
 from art_medical.errors import ModelError
 from art_medical.estimators.heads import Head
-from art_medical.estimators.steps import Repeat, Resize, Step
+from art_medical.estimators.steps import Repeat, Resize, Step, Transpose
+from art_medical.images.targets import Target
 
 SCHEMA = "art-medical/card@1"
 MOST_BYTES = 1 << 20
@@ -21,7 +31,10 @@ MOST_VALUES = 1 << 28
 """Most values that one image may have on its way to the network: a card could ask for a terabyte."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+FileName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,7}$", max_length=128)
+]
+"""A file below the model folder: every part starts with a letter or a digit, so none is ``..``, hidden or absolute."""
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)]
 Scalar = bool | int | FiniteFloat | str
 
@@ -30,11 +43,49 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class WeightFile(_Part):
-    """Hash and length of one file of the model; both are checked before a byte is parsed."""
+class HubEntry(_Part):
+    """Where the files of the model are published.
 
-    sha256: Sha256
-    size: PositiveInt
+    :param repo: Repository on the Hub, ``owner/name``.
+    :param revision: Full commit id, or ``None`` while it is not known: then nothing is fetched unless the caller allows
+        a model that is not pinned.
+    """
+
+    repo: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=193)]
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None
+
+
+class WeightFile(_Part):
+    """Hash and length of one file of the model; both are checked before a byte is parsed.
+
+    Both are ``None`` for a file of somebody else's repository whose hash is not known; such a file is refused unless
+    the caller allows a model that is not pinned.
+    """
+
+    sha256: Sha256 | None
+    size: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> WeightFile:
+        if (self.sha256 is None) != (self.size is None):
+            raise ValueError("sha256 and size must both be given, or both be null for a file that is not pinned")
+        return self
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the card says which bytes the file must hold."""
+        return self.sha256 is not None
+
+
+class SignatureEntry(_Part):
+    """The signature of the model folder.
+
+    :param file: Name of the Sigstore bundle in the folder.
+    :param key_sha256: Fingerprint of the key: sha256 of the DER ``SubjectPublicKeyInfo``.
+    """
+
+    file: FileName
+    key_sha256: Sha256
 
 
 class ArchitectureEntry(_Part):
@@ -46,7 +97,11 @@ class ArchitectureEntry(_Part):
 
 
 class InputEntry(_Part):
-    """What the model takes: the attack box in stored pixels, and everything it does to a pixel before its network."""
+    """What the model takes: the attack box in stored pixels, and everything it does to a pixel before its network.
+
+    :param attackable_channels: Channels that hold the image, in ascending order; the others (a mask, for instance) come
+        from elsewhere and no attacker draws on them. ``None`` for all.
+    """
 
     modality: str
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=4)]
@@ -56,6 +111,7 @@ class InputEntry(_Part):
     unit: str
     steps: tuple[Step, ...]
     photometric: Literal["MONOCHROME2", "RGB"] = "MONOCHROME2"
+    attackable_channels: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
 
     @property
     def domain(self) -> PixelDomain:
@@ -74,9 +130,17 @@ class InputEntry(_Part):
                 shape = (shape[0], *step.size)
             elif isinstance(step, Repeat):
                 shape = (shape[0] * step.channels, *shape[1:])
+            elif isinstance(step, Transpose):
+                shape = (*shape[:-2], shape[-1], shape[-2])
             sizes.append(math.prod(shape))
         if max(sizes) > MOST_VALUES:
             raise ValueError(f"one image would have {max(sizes):,} values, more than {MOST_VALUES:,}")
+        channels = self.attackable_channels
+        if channels is not None and (list(channels) != sorted(set(channels)) or channels[-1] >= self.shape[0]):
+            raise ValueError(
+                f"attackable_channels must be ascending and below the {self.shape[0]} channels of the image, "
+                f"got {channels}"
+            )
         return self
 
 
@@ -90,11 +154,17 @@ class OperatingPoint(_Part):
 
 
 class DataEntry(_Part):
-    """The images that the model was trained on."""
+    """The images that the model was trained on.
+
+    :param folder: Folder or npz file of the data set below the folder that holds all of them.
+    :param targets: Labels from other columns than ``label``, by their names.
+    """
 
     name: str
     doi: str
     licence: str
+    folder: str | None = None
+    targets: dict[str, Target] | None = None
     splits: dict[str, int]
     index_sha256: Sha256 | None = None
     patient_disjoint: Literal["yes", "no", "unknown"]
@@ -139,14 +209,23 @@ class Card(_Part):
     """Everything that is known about a model.
 
     :param name: Name in the registry and of the folder.
+    :param hub: Repository that publishes the files, if another one than where the card was found.
     :param files: The weights file by name, with hash and size.
+    :param format: ``safetensors``, or ``state_dict`` for what ``torch.save`` makes of a state dict.
+    :param key_prefix: Prefix that every tensor name in the file has and the network's own names have not, such as
+        ``module.``; never guessed.
+    :param wrapper: Entry of the saved mapping that holds the tensors, where the mapping does not hold them itself.
+    :param training: How the weights came to be; ``None`` for weights that others published without their recipe.
     """
 
     schema_: Literal["art-medical/card@1"] = Field(alias="schema")
     name: ModelName
     version: str
+    hub: HubEntry | None = None
     files: Annotated[dict[FileName, WeightFile], Field(min_length=1, max_length=1)]
-    format: Literal["safetensors"]
+    format: Literal["safetensors", "state_dict"]
+    key_prefix: Annotated[str, Field(pattern=r"^([A-Za-z_][A-Za-z0-9_]*\.)*$", max_length=64)] = ""
+    wrapper: Annotated[str, Field(pattern="^[A-Za-z0-9_]*$", max_length=64)] = ""
     architecture: ArchitectureEntry
     input: InputEntry
     head: Head
@@ -155,14 +234,21 @@ class Card(_Part):
     licence: str
     authors: tuple[str, ...]
     data: DataEntry
-    training: TrainingEntry
+    training: TrainingEntry | None
     citation: tuple[str, ...]
     intended_use: str
     known_faults: tuple[str, ...]
     clean_eval: tuple[CleanEvaluation, ...] = ()
+    signature: SignatureEntry | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Card:
+        if self.weights.lower().endswith((".ts", ".onnx")):
+            raise ValueError(f"{self.weights}: TorchScript and ONNX files are programs; a card names weights only")
+        if self.weights.lower() in ("card.json", "readme.md"):
+            raise ValueError(f"{self.weights} is a file of the model folder and cannot be its weights")
+        if self.wrapper and self.format != "state_dict":
+            raise ValueError("wrapper is for format state_dict; a safetensors file has no levels")
         if self.head.thresholds is not None and self.operating_point is None:
             raise ValueError("a head with thresholds needs an operating_point that says where they come from")
         if self.positive_label is not None and self.positive_label not in self.head.labels:
@@ -174,9 +260,22 @@ class Card(_Part):
         """Name of the one weights file."""
         return next(iter(self.files))
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the card says which bytes are meant: hash and size of every file, and the commit if on the Hub."""
+        published = self.hub is None or self.hub.revision is not None
+        return published and all(entry.pinned for entry in self.files.values())
+
     def to_json(self) -> str:
-        """Canonical text of ``card.json``."""
+        """Canonical text of ``card.json``; what only published models have is left out where it says nothing."""
         data = self.model_dump(mode="json", by_alias=True)
+        for part, names in (
+            (data, ("hub", "key_prefix", "wrapper", "signature")),
+            (data["input"], ("attackable_channels",)),
+        ):
+            for name in names:
+                if part[name] in (None, ""):
+                    del part[name]
         return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -5,53 +5,109 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import nn
 
-from art_medical.errors import ModelError
+from art_medical.errors import IntegrityError, ModelError, UnpinnedError
 from art_medical.zoo.cards import Card
+from art_medical.zoo.networks import MOST_PARAMETERS
+from art_medical.zoo.state_dict import read_state_dict
+
+MOST_FILE = 5 * MOST_PARAMETERS  # bytes: the largest network in float32, and its names
+MOST_HEADER = 1 << 20  # bytes of a safetensors header; a large classifier needs some 100 kB
 
 
-def read_weights(path: Path, *, sha256: str, size: int) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file whose length and hash are known beforehand.
+def read_weights(
+    path: Path,
+    *,
+    sha256: str | None,
+    size: int | None,
+    format: Literal["safetensors", "state_dict"] = "safetensors",
+    wrapper: str = "",
+    allow_unpinned: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Tensors of a file whose length and hash are known beforehand.
 
+    :param sha256: Hash on the card, ``None`` if the card does not pin the file.
+    :param size: Length on the card in bytes, ``None`` if the card does not pin the file.
+    :param format: As on the card.
+    :param wrapper: As on the card.
+    :param allow_unpinned: Whether a file that the card does not pin is read; its content is bounded all the same.
     :raises ModelError: If the file is missing, a link, of another length or hash, or not safetensors.
+    :raises UnpinnedError: If the card does not pin it and that is not allowed.
+    :raises UnsafeBundleError: If it is of another format than ``format``, or holds anything but tensors.
     """
+    if (sha256 is None or size is None) and not allow_unpinned:
+        raise UnpinnedError(f"the card has no sha256 of {path}; allow_unpinned=True reads it all the same")
     try:
         if path.is_symlink():
             raise ModelError(f"{path} is a symbolic link; weights must be a plain file")
         found = path.stat().st_size
-        if found != size:
-            raise ModelError(f"{path} has {found} bytes, the card says {size}: the file is not the one that was carded")
+        if found > MOST_FILE:
+            raise ModelError(f"{path} has {found:,} bytes; weights have at most {MOST_FILE:,}")
+        if size is not None and found != size:
+            raise IntegrityError(
+                f"{path} has {found} bytes, the card says {size}: the file is not the one that was carded"
+            )
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read the weights {path}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
-    if digest != sha256:
-        raise ModelError(f"{path} has sha256 {digest}, the card says {sha256}: refused before parsing")
+    if sha256 is not None and digest != sha256:
+        raise IntegrityError(f"{path} has sha256 {digest}, the card says {sha256}: refused before parsing")
+    return parse_weights(data, str(path), format=format, wrapper=wrapper)
+
+
+def parse_weights(
+    data: bytes, where: str, *, format: Literal["safetensors", "state_dict"] = "safetensors", wrapper: str = ""
+) -> dict[str, torch.Tensor]:
+    """Tensors of bytes that were hashed before; parameters and errors as in :func:`read_weights`."""
+    if format == "state_dict":
+        return read_state_dict(data, where, wrapper)
+    header = int.from_bytes(data[:8], "little")
+    if header > MOST_HEADER and header <= len(data):
+        raise ModelError(f"{where} has a safetensors header of {header:,} bytes, more than {MOST_HEADER:,}")
     try:
         return parse_safetensors(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} is no valid safetensors file: {error}") from error
+        raise ModelError(f"{where} is no valid safetensors file: {error}") from error
 
 
-def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
+def load_weights(network: nn.Module, tensors: dict[str, torch.Tensor], where: str, key_prefix: str = "") -> None:
     """Load float16 or float32 tensors into ``network``, strictly, as float32.
 
-    :raises ModelError: If a name or shape differs, or a number is not finite.
+    :param key_prefix: Prefix that is taken off every name, as on the card.
+    :raises ModelError: If a name, shape or type differs, or a number is not finite.
     """
     for name, tensor in tensors.items():
+        if not name.startswith(key_prefix):
+            raise ModelError(f"{where}: tensor {name!r} has not the prefix {key_prefix!r} that the card states")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{where}: tensor {name!r} holds NaN or infinity")
-    state = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    built = network.state_dict()
+    state = type(built)()
+    state._metadata = built._metadata  # type: ignore[attr-defined]  # else torch accepts files of older versions
+    for name, tensor in tensors.items():
+        key = name.removeprefix(key_prefix)
+        state[key] = _as_built(tensor, built.get(key), f"{where}: tensor {name!r}")
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:
         message = " ".join(str(error).split())[:300]
         raise ModelError(f"{where}: the tensors do not fit the network: {message}") from error
+
+
+def _as_built(tensor: torch.Tensor, built: torch.Tensor | None, where: str) -> torch.Tensor:
+    """The tensor in the type that the network has; only half precision is widened."""
+    if built is None or tensor.dtype == built.dtype:
+        return tensor
+    if tensor.dtype == torch.float16 and built.dtype == torch.float32:
+        return tensor.float()
+    raise ModelError(f"{where} has type {tensor.dtype}, the network has {built.dtype}")
 
 
 def check_parameter_count(network: nn.Module, card: Card) -> None:

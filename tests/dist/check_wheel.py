@@ -44,7 +44,8 @@ def check(holds: bool, message: str) -> None:
 def expected_files() -> set[str]:
     """What the wheel should hold besides its metadata, read off the checkout."""
     package = [p for p in (ROOT / "art_medical").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    zoo = [*(ROOT / "zoo").glob("*/card.json"), *(ROOT / "zoo").glob("phantom-*/*.safetensors")]
+    patterns = ("*.py", "*/card.json", "phantom-*/*.safetensors")
+    zoo = [path for pattern in patterns for path in (ROOT / "zoo").glob(pattern)]
     return {str(p.relative_to(ROOT)) for p in package} | {f"art_medical/_{p.relative_to(ROOT)}" for p in zoo}
 
 

@@ -17,7 +17,17 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_windowing
 from torch import Tensor
 
-from art_medical.estimators.steps import MinMax, Normalise, Repeat, Rescale, Resize, Step, Window, ZScore
+from art_medical.estimators.steps import (
+    MinMax,
+    Normalise,
+    Repeat,
+    Rescale,
+    Resize,
+    Step,
+    Transpose,
+    Window,
+    ZScore,
+)
 
 SHAPES = {2: (3, 2, 7, 6), 3: (2, 2, 5, 4, 6)}
 both = pytest.mark.parametrize("shape", SHAPES.values(), ids=["2-D", "3-D"])
@@ -126,6 +136,14 @@ def test_repeat(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(result[:, [channel]], x)
 
 
+@both
+def test_transpose(shape: tuple[int, ...]) -> None:
+    """The last two axes change places: pixel (row, column) is found at (column, row)."""
+    x = pixels(shape)
+    assert Transpose().apply(x)[1, 1, ..., 2, 0].equal(x[1, 1, ..., 0, 2])
+    assert Transpose().apply(Transpose().apply(x)).equal(x)
+
+
 def steps(dimensions: int) -> list[Any]:
     """One of each kind."""
     return [
@@ -137,11 +155,12 @@ def steps(dimensions: int) -> list[Any]:
         ZScore(nonzero=True),
         Resize(size=(3, 4, 5)[:dimensions]),
         Repeat(channels=3),
+        Transpose(),
     ]
 
 
 @pytest.mark.parametrize("dimensions", [2, 3], ids=["2-D", "3-D"])
-@pytest.mark.parametrize("index", range(8))
+@pytest.mark.parametrize("index", range(9))
 def test_gradients(dimensions: int, index: int) -> None:
     """Analytic against finite differences in float64, the statistics of per-image steps included."""
     step = steps(dimensions)[index]

@@ -45,6 +45,31 @@ def test_the_card_that_the_others_differ_from_is_valid() -> None:
     assert card.weights == "model.safetensors"
     assert card.input.domain == PixelDomain(0, 255, 1, "grey level")
     assert parse_card(card.to_json(), "again") == card
+    assert card.pinned
+    absent = {"hub", "key_prefix", "wrapper", "signature", "attackable_channels"}
+    assert not absent & (set(json.loads(card.to_json())) | set(json.loads(card.to_json())["input"]))
+
+
+@pytest.mark.parametrize(
+    ("revision", "sha256", "size", "pinned"),
+    [("0" * 40, "0" * 64, 1, True), (None, "0" * 64, 1, False), ("0" * 40, None, None, False)],
+)
+def test_a_published_model(revision: str | None, sha256: str | None, size: int | None, pinned: bool) -> None:
+    published = fields(
+        hub={"repo": "MONAI/some_bundle", "revision": revision},
+        files={"models/model.pt": {"sha256": sha256, "size": size}},
+        format="state_dict",
+        key_prefix="module.net.",
+        wrapper="state_dict",
+        training=None,
+        signature={"file": "model.sig", "key_sha256": "0" * 64},
+    )
+    published["input"]["attackable_channels"] = [0]
+    card = parse_card(json.dumps(published), "card.json")
+    assert card.pinned is pinned
+    assert card.weights == "models/model.pt"
+    assert parse_card(card.to_json(), "again") == card
+    assert json.loads(card.to_json())["hub"]["revision"] == revision
 
 
 SCORE = {"metric": "auroc", "value": 0.9, "low": 0.91, "high": 0.95}
@@ -61,7 +86,33 @@ FILE = {"sha256": "0" * 64, "size": 1}
         ("name", "../evil", "name: String should match pattern"),
         ("name", "Tiny", "name: String should match pattern"),
         ("name", "tiny\n", "name: String should match pattern"),
-        ("format", "pickle", "format: Input should be 'safetensors'"),
+        ("format", "pickle", "format: Input should be 'safetensors' or 'state_dict'"),
+        ("hub", {"repo": "o/n"}, "hub.revision: Field required"),
+        ("hub", {"repo": "o/n", "revision": "main"}, "hub.revision: String should match pattern"),
+        ("hub", {"repo": "o/n", "revision": "0" * 39}, "hub.revision: String should match pattern"),
+        ("hub", {"repo": "o/n/m", "revision": None}, "hub.repo: String should match pattern"),
+        ("hub", {"repo": "../n", "revision": None}, "hub.repo: String should match pattern"),
+        ("key_prefix", "module", "key_prefix: String should match pattern"),
+        ("key_prefix", ".", "key_prefix: String should match pattern"),
+        ("wrapper", "a.b", "wrapper: String should match pattern"),
+        ("wrapper", "state_dict", "wrapper is for format state_dict; a safetensors file has no levels"),
+        ("signature", {"file": "model.sig"}, "signature.key_sha256: Field required"),
+        ("signature", {"file": "../s", "key_sha256": "0" * 64}, "signature.file: String should match pattern"),
+        ("training", {}, "training.recipe: Field required"),
+        ("input/attackable_channels", [], "input.attackable_channels: Tuple should have at least 1 item"),
+        ("input/attackable_channels", [1], "attackable_channels must be ascending and below the 1 channels"),
+        ("input/attackable_channels", [0, 0], "attackable_channels must be ascending and below the 1 channels"),
+        ("input/attackable_channels", [-1], "attackable_channels.0: Input should be greater than or equal to 0"),
+        ("files", {"models/model.ts": FILE}, "models/model.ts: TorchScript and ONNX files are programs"),
+        ("files", {"models/model.ONNX": FILE}, "models/model.ONNX: TorchScript and ONNX files are programs"),
+        ("files", {"card.json": FILE}, "card.json is a file of the model folder and cannot be its weights"),
+        ("files", {"models/../m": FILE}, "files.models/../m.[key]: String should match pattern"),
+        ("files", {"models//m": FILE}, "files.models//m.[key]: String should match pattern"),
+        ("files", {"models/.m": FILE}, "files.models/.m.[key]: String should match pattern"),
+        ("files", {"models/": FILE}, "files.models/.[key]: String should match pattern"),
+        ("files", {"/".join("abcdefghi"): FILE}, "files.a/b/c/d/e/f/g/h/i.[key]: String should match pattern"),
+        ("files/model.safetensors/sha256", None, "sha256 and size must both be given, or both be null"),
+        ("files/model.safetensors/size", None, "sha256 and size must both be given, or both be null"),
         ("files", {}, "files: Dictionary should have at least 1 item"),
         ("files", {"a.safetensors": FILE, "b.safetensors": FILE}, "files: Dictionary should have at most 1 item"),
         ("files", {"../model.safetensors": FILE}, r"files.../model.safetensors.[key]: String should match pattern"),
@@ -173,5 +224,8 @@ def test_the_schema_says_what_the_model_checks() -> None:
     assert schema["additionalProperties"] is False
     assert schema["properties"]["schema"]["const"] == "art-medical/card@1"
     assert {"name", "files", "architecture", "input", "head"} <= set(schema["required"])
-    assert schema["$defs"]["WeightFile"]["properties"]["sha256"]["pattern"] == "^[0-9a-f]{64}$"
+    assert schema["$defs"]["WeightFile"]["properties"]["sha256"]["anyOf"] == [
+        {"pattern": "^[0-9a-f]{64}$", "type": "string"},
+        {"type": "null"},
+    ]
     assert set(fields()) <= set(schema["properties"])

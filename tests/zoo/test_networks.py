@@ -13,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from art_medical.errors import ModelError
+from art_medical.zoo import networks
 from art_medical.zoo.networks import MOST_NESTING, NETWORKS, LinearObserver, build, monai_keys
 from tests.zoo.models import RESNET
+
+NEEDS_TORCHVISION = "torchvision is not installed: it is in the extra art-medical[torchvision]"
 
 TINY: dict[str, dict[str, Any]] = {
     "DenseNet121": {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "init_features": 4, "growth_rate": 2},
@@ -23,6 +26,7 @@ TINY: dict[str, dict[str, Any]] = {
     "LinearObserver": {"shape": [1, 8, 8]},
     "ResNet": {**RESNET, "num_classes": 3},
     "SEResNet50": {"spatial_dims": 2, "in_channels": 1, "num_classes": 3},
+    "TorchVisionFCModel": {"model_name": "resnet18", "num_classes": 3},
     "resnet18": {"spatial_dims": 2, "n_input_channels": 1, "num_classes": 3},
     "resnet50": {"spatial_dims": 2, "n_input_channels": 1, "num_classes": 3},
 }
@@ -44,6 +48,8 @@ def test_every_row_builds_without_a_network(target: str, monkeypatch: pytest.Mon
     def no_socket(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("building a network opened a socket")
 
+    if target == "TorchVisionFCModel":
+        pytest.importorskip("torchvision", reason=NEEDS_TORCHVISION)
     monkeypatch.setattr(socket, "socket", no_socket)
     with torch.device("meta"):
         network = build(target, TINY[target])
@@ -51,9 +57,7 @@ def test_every_row_builds_without_a_network(target: str, monkeypatch: pytest.Mon
     assert outputs.shape == ((1,) if target == "LinearObserver" else (3,))
 
 
-@pytest.mark.parametrize(
-    "target", ["ViT", "TorchVisionFCModel", "EfficientNetBN", "monai.networks.nets.DenseNet121", "os.system", ""]
-)
+@pytest.mark.parametrize("target", ["ViT", "EfficientNetBN", "monai.networks.nets.DenseNet121", "os.system", ""])
 def test_targets_that_are_not_on_the_list(target: str) -> None:
     assert refusal(target) == f"network {target!r} is not on the allow-list: {', '.join(sorted(NETWORKS))}"
 
@@ -87,6 +91,52 @@ def test_pretrained_is_off_wherever_there_is_such_an_argument() -> None:
 )
 def test_values_that_are_no_bounded_literals(value: Any, message: str) -> None:
     assert message in refusal("LinearObserver", shape=value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model_name": "__loader__"}, "argument 'model_name' is '__loader__'; it may be inception_v3, resnet18, "),
+        ({"model_name": "vit_b_16"}, "argument 'model_name' is 'vit_b_16'; it may be inception_v3, "),
+        ({"pool": "max"}, "argument 'pool' is 'max'; it may be avg7 or model"),
+        ({"transform_input": True}, "argument 'transform_input' belongs to inception_v3"),
+        ({"pretrained": True}, "TorchVisionFCModel takes no argument 'pretrained'"),
+        ({"weights": "DEFAULT"}, "TorchVisionFCModel takes no argument 'weights'"),
+        ({"num_classes": 9000}, "argument 'num_classes' is 9000, more than 8192"),
+    ],
+)
+def test_torchvision_networks_take_only_what_is_listed(arguments: dict[str, Any], message: str) -> None:
+    assert message in refusal("TorchVisionFCModel", **arguments)
+
+
+@pytest.mark.parametrize("fault", [ImportError("no module"), RuntimeError("operator torchvision::nms does not exist")])
+def test_without_torchvision_the_extra_is_named(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> NoReturn:
+        raise fault
+
+    monkeypatch.setattr(networks, "import_module", absent)
+    message = refusal("TorchVisionFCModel")
+    assert f"cannot be imported ({fault}); install it with pip install 'art-medical[torchvision]'" in message
+
+
+def test_inception_maps_its_input_only_where_the_card_says_so() -> None:
+    pytest.importorskip("torchvision", reason=NEEDS_TORCHVISION)
+    x, outputs = torch.rand(1, 3, 299, 299), []
+    for mapped in (True, False):
+        torch.manual_seed(0)
+        arguments = {"model_name": "inception_v3", "pool": "model", "num_classes": 4, "transform_input": mapped}
+        network = build("TorchVisionFCModel", arguments).eval()
+        for module in network.modules():  # the default weights let the image fade away before the last layer
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight)
+        with torch.no_grad():
+            outputs.append(network(x))
+    # torchvision's constants: from the mean and deviation of ImageNet to those of 0.5
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    by_hand = (x * std.view(3, 1, 1) + mean.view(3, 1, 1) - 0.5) / 0.5
+    with torch.no_grad():
+        assert torch.allclose(network(by_hand), outputs[0], rtol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[1], rtol=1e-1)
 
 
 def test_endless_nesting_is_refused_without_recursion() -> None:

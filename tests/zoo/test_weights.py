@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import struct
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pytest
 import torch
 from safetensors.torch import save
 
-from art_medical.errors import ModelError
+from art_medical.errors import ModelError, UnpinnedError
 from art_medical.zoo import weights
 from art_medical.zoo.cards import parse_card
 from art_medical.zoo.networks import LinearObserver
@@ -117,6 +118,51 @@ def test_damaged_files_with_the_right_hash(path: Path, data: bytes) -> None:
     assert "is no valid safetensors file" in refusal(path, **named(data))
 
 
+def test_sizes_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the file before it is read, of the header before it is parsed."""
+    data = path.read_bytes()
+    monkeypatch.setattr(weights, "MOST_FILE", len(data) - 1)
+    assert f"has {len(data)} bytes; weights have at most {len(data) - 1}" in refusal(path, **named(data))
+    monkeypatch.undo()
+    # A million tensors of no numbers: a small file that would take a gigabyte as objects.
+    entries = {f"w{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(20_000)}
+    header = json.dumps(entries).encode()
+    bomb = struct.pack("<Q", len(header)) + header
+    path.write_bytes(bomb)
+    assert f"has a safetensors header of {len(header):,} bytes, more than 1,048,576" in refusal(path, **named(bomb))
+
+
+def test_a_file_that_is_not_pinned_is_read_only_when_that_is_allowed(path: Path) -> None:
+    with pytest.raises(UnpinnedError, match=r"the card has no sha256 of .*; allow_unpinned=True reads it all the same"):
+        read_weights(path, sha256=None, size=None)
+    found = read_weights(path, sha256=None, size=None, allow_unpinned=True)
+    assert torch.equal(found["readout.bias"], TENSORS["readout.bias"])
+    with pytest.raises(ModelError, match="refused before parsing"):
+        read_weights(path, sha256="0" * 64, size=path.stat().st_size, allow_unpinned=True)
+
+
+def test_the_format_is_the_one_of_the_card(path: Path) -> None:
+    """A pickle under a safetensors card is no safetensors file, and the other way round; nothing is guessed."""
+    assert "is no valid safetensors file" in refusal_of_bytes(path, saved(TENSORS), "safetensors")
+    assert "is no archive; weights must be a state dict" in refusal_of_bytes(path, save(TENSORS), "state_dict")
+    path.write_bytes(saved(TENSORS))
+    found = read_weights(path, **named(path.read_bytes()), format="state_dict")
+    assert torch.equal(found["readout.weight"], TENSORS["readout.weight"])
+
+
+def saved(tensors: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
+
+
+def refusal_of_bytes(path: Path, data: bytes, format: Literal["safetensors", "state_dict"]) -> str:
+    path.write_bytes(data)
+    with pytest.raises(ModelError) as caught:
+        read_weights(path, **named(data), format=format)
+    return str(caught.value)
+
+
 class Canary:
     """Unpickling it writes a file."""
 
@@ -167,6 +213,12 @@ def test_half_precision_is_loaded_as_float32() -> None:
     load_weights(network, {key: value.half() for key, value in TENSORS.items()}, "here")
     assert network.readout.weight.dtype == torch.float32
     assert torch.equal(network.readout.weight, TENSORS["readout.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.uint8])
+def test_only_half_precision_is_widened(dtype: torch.dtype) -> None:
+    message = unfit({**TENSORS, "readout.bias": torch.ones(1, dtype=dtype)})
+    assert f"tensor 'readout.bias' has type {dtype}, the network has torch.float32" in message
 
 
 def test_the_parameter_count_is_a_second_statement() -> None:

@@ -16,7 +16,7 @@ import torch
 
 from art_medical.estimators.heads import Head
 from art_medical.images.phantoms import LumpyPhantom
-from art_medical.zoo import recipe
+from art_medical.training.publish import count_parameters, training_entry, write_weights
 from art_medical.zoo.cards import SCHEMA, ArchitectureEntry, Card, DataEntry, InputEntry
 from art_medical.zoo.networks import LinearObserver
 
@@ -37,14 +37,14 @@ def main() -> None:
     with torch.no_grad():
         network.readout.weight.copy_(torch.from_numpy(observer.template).reshape(1, -1))
         network.readout.bias.fill_(observer.offset)
-    weights = recipe.write_weights(network, options.out / "model.safetensors", half=False)
+    weights = write_weights(network, options.out / "model.safetensors", half=False)
     card = Card(
         schema=SCHEMA,
         name=NAME,
         version="1.0.0",
         files={"model.safetensors": weights},
         format="safetensors",
-        architecture=ArchitectureEntry(target=TARGET, args=args, num_parameters=recipe.count_parameters(TARGET, args)),
+        architecture=ArchitectureEntry(target=TARGET, args=args, num_parameters=count_parameters(TARGET, args)),
         input=InputEntry(
             modality="phantom", shape=(1, *phantom.shape), low=0, high=4095, step=1, unit="stored value", steps=()
         ),
@@ -60,7 +60,7 @@ def main() -> None:
             index_sha256=phantom.identity(),
             patient_disjoint="yes",
         ),
-        training=recipe.training_entry(f"zoo/{NAME}/train.py", 0, "closed form, nothing was trained"),
+        training=training_entry(f"zoo/{NAME}/train.py", 0, "closed form, nothing was trained"),
         citation=("Rolland and Barrett 1992, doi 10.1364/JOSAA.9.000649",),
         intended_use="Oracle for attacks and surrogate for transfer to phantom-nodule. Has no clinical meaning.",
         known_faults=("Synthetic images: what an attack achieves here says nothing about a clinical model.",),

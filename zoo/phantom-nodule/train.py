@@ -21,7 +21,9 @@ from art_medical.estimators.module import ClassifierModule
 from art_medical.estimators.steps import Normalise
 from art_medical.images.datasets import sample_phantoms
 from art_medical.images.phantoms import LumpyPhantom
-from art_medical.zoo import recipe
+from art_medical.training.fit import Schedule, fit_with_progress
+from art_medical.training.publish import at_sensitivity, count_parameters, training_entry, write_weights
+from art_medical.training.scores import scores
 from art_medical.zoo.cards import SCHEMA, ArchitectureEntry, Card, DataEntry, InputEntry
 from art_medical.zoo.networks import build
 
@@ -66,17 +68,17 @@ def main() -> None:
     data = {split: sample_phantoms(phantom, split, n, seed=options.seed) for split, n in SIZES.items()}
     torch.manual_seed(options.seed)
     module = ClassifierModule(build(TARGET, ARGS), STEPS, Head(kind="one-logit", labels=("lumps only", "nodule")))
-    schedule = recipe.Schedule(epochs=options.epochs, batch_size=64, learning_rate=2e-3, seed=options.seed)
-    history = recipe.fit_with_progress(module, data, schedule, augment, options.work / "checkpoint.pt", console)
-    weights = recipe.write_weights(module.network, options.out / "model.safetensors")
-    head, operating_point = recipe.at_sensitivity(module, data["val"], SENSITIVITY)
+    schedule = Schedule(epochs=options.epochs, batch_size=64, learning_rate=2e-3, seed=options.seed)
+    history = fit_with_progress(module, data, schedule, augment, options.work / "checkpoint.pt", console)
+    weights = write_weights(module.network, options.out / "model.safetensors")
+    head, operating_point = at_sensitivity(module, data["val"], SENSITIVITY)
     card = Card(
         schema=SCHEMA,
         name=NAME,
         version="1.0.0",
         files={"model.safetensors": weights},
         format="safetensors",
-        architecture=ArchitectureEntry(target=TARGET, args=ARGS, num_parameters=recipe.count_parameters(TARGET, ARGS)),
+        architecture=ArchitectureEntry(target=TARGET, args=ARGS, num_parameters=count_parameters(TARGET, ARGS)),
         input=InputEntry(
             modality="phantom", shape=(1, 64, 64), low=0, high=4095, step=1, unit="stored value", steps=STEPS
         ),
@@ -93,15 +95,15 @@ def main() -> None:
             index_sha256=phantom.identity(),
             patient_disjoint="yes",
         ),
-        training=recipe.training_entry(f"zoo/{NAME}/train.py", options.seed, "random weights"),
+        training=training_entry(f"zoo/{NAME}/train.py", options.seed, "random weights"),
         citation=("Rolland and Barrett 1992, doi 10.1364/JOSAA.9.000649",),
         intended_use="Trying out art-medical without data, and testing attacks. Has no clinical meaning.",
         known_faults=("Synthetic images: what an attack achieves here says nothing about a clinical model.",),
     )
     (options.out / "card.json").write_text(card.to_json(), encoding="utf-8")
-    scores = recipe.positive_scores(module, data["val"].x)
+    found = scores(module, data["val"].x)[:, 0]
     console.print(
-        f"validation AUROC {roc_auc_score(data['val'].y, scores):.4f} with the weights as written, "
+        f"validation AUROC {roc_auc_score(data['val'].y, found):.4f} with the weights as written, "
         f"last epoch {history[-1]['val_auroc']:.4f}; ideal linear observer {phantom.hotelling().auc:.4f}"
     )
 

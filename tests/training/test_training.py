@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: a cut training ends with the same weights, augmentation stays in the domain, what is written is loaded."""
+"""Training: a cut training ends with the same weights, augmentation stays in the domain, what is written is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from art_medical.estimators.module import ClassifierModule
 from art_medical.estimators.steps import Normalise
 from art_medical.images.datasets import Dataset, sample_phantoms
 from art_medical.images.phantoms import LumpyPhantom
-from art_medical.zoo import recipe
+from art_medical.training.augment import affine, tone
+from art_medical.training.fit import Schedule, _warm_cosine, fit
+from art_medical.training.probe import linear_probe
+from art_medical.training.publish import at_sensitivity, count_parameters, training_entry, write_weights
+from art_medical.training.scores import scores
 from art_medical.zoo.networks import LinearObserver, build
 from art_medical.zoo.weights import load_weights, read_weights
 from tests.zoo.models import RESNET
@@ -49,7 +53,7 @@ def module(seed: int) -> ClassifierModule:
 
 
 def mirror(x: Tensor, generator: torch.Generator) -> Tensor:
-    return recipe.affine(x, generator, degrees=5, zoom=(0.9, 1.1), shift=0.05, flip=True)
+    return affine(x, generator, degrees=5, zoom=(0.9, 1.1), shift=0.05, flip=True)
 
 
 def train(net: ClassifierModule, checkpoint: Path, cut: tuple[int, int] | None = None, **schedule: object) -> list[int]:
@@ -62,8 +66,8 @@ def train(net: ClassifierModule, checkpoint: Path, cut: tuple[int, int] | None =
         if (epoch, step) == cut:
             raise Cut
 
-    plan = recipe.Schedule(**{"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, **schedule})  # type: ignore[arg-type]
-    history = recipe.fit(net, phantoms("train", 60), phantoms("val", 20), plan, mirror, checkpoint, report)
+    plan = Schedule(**{"epochs": 3, "batch_size": 16, "learning_rate": 1e-2, **schedule})  # type: ignore[arg-type]
+    history = fit(net, phantoms("train", 60), phantoms("val", 20), plan, mirror, checkpoint, report)
     assert len(history) == 3
     assert all(0 <= row["val_auroc"] <= 1 for row in history)
     return seen
@@ -100,17 +104,17 @@ def test_seeds_and_frozen_statistics_matter(tmp_path: Path) -> None:
 def test_training_comes_near_the_ideal_linear_observer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = ClassifierModule(LinearObserver((1, 16, 16)), STEPS, HEAD)
-    plan = recipe.Schedule(epochs=10, batch_size=100, learning_rate=3e-3, weight_decay=0.3)
+    plan = Schedule(epochs=10, batch_size=100, learning_rate=3e-3, weight_decay=0.3)
     data = {split: phantoms(split, 2000) for split in ("train", "val")}
-    history = recipe.fit(net, data["train"], data["val"], plan, lambda x, _: x, tmp_path / "c.pt", lambda *_: None)
+    history = fit(net, data["train"], data["val"], plan, lambda x, _: x, tmp_path / "c.pt", lambda *_: None)
     ideal = PHANTOM.hotelling().auc
     assert 0.5 < history[0]["val_auroc"] < history[-1]["val_auroc"] < ideal + 0.02
     assert history[-1]["val_auroc"] > ideal - 0.05
-    assert history[-1]["val_auroc"] == roc_auc_score(data["val"].y, recipe.positive_scores(net, data["val"].x))
+    assert history[-1]["val_auroc"] == roc_auc_score(data["val"].y, scores(net, data["val"].x)[:, 0])
 
 
 def test_rate_warms_up_and_ends_near_zero() -> None:
-    rates = [recipe._warm_cosine(step, 100) for step in range(101)]
+    rates = [_warm_cosine(step, 100) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 10)
     assert rates[10] == 1
     assert rates[55] == pytest.approx(0.5)
@@ -124,15 +128,15 @@ def test_linear_probe_equals_logistic_regression_on_the_pixels() -> None:
     net = ClassifierModule(network, STEPS, HEAD)
     train_set, val = phantoms("train", 120), phantoms("val", 80)
     seen: list[int] = []
-    c, auroc = recipe.linear_probe(net, network.readout, train_set, val, seen.append)
+    [(c, auroc)] = linear_probe(net, network.readout, train_set, val, seen.append)
     pixels = {data.split: (data.x.reshape(len(data), -1).astype(np.float64) - 1600) / 230 for data in (train_set, val)}
     mean, std = pixels["train"].mean(0), pixels["train"].std(0)
     peer = LogisticRegression(C=c, max_iter=2000, class_weight="balanced").fit(
         (pixels["train"] - mean) / std, train_set.y
     )
-    scores = peer.predict_proba((pixels["val"] - mean) / std)[:, 1]
-    assert recipe.positive_scores(net, val.x) == pytest.approx(scores, abs=1e-4)
-    assert auroc == pytest.approx(roc_auc_score(val.y, scores), abs=1e-9)
+    expected = peer.predict_proba((pixels["val"] - mean) / std)[:, 1]
+    assert scores(net, val.x)[:, 0] == pytest.approx(expected, abs=1e-4)
+    assert auroc == pytest.approx(roc_auc_score(val.y, expected), abs=1e-9)
     assert sum(seen) == 200
 
 
@@ -141,13 +145,13 @@ def test_linear_probe_equals_logistic_regression_on_the_pixels() -> None:
 
 def test_affine_without_freedom_changes_nothing() -> None:
     x = torch.from_numpy(phantoms("train", 3).x)
-    same = recipe.affine(x, torch.Generator(), degrees=0, zoom=(1, 1), shift=0, flip=False)
+    same = affine(x, torch.Generator(), degrees=0, zoom=(1, 1), shift=0, flip=False)
     assert torch.allclose(same, x, rtol=0, atol=0.02)  # float32 coordinates of a grid point are not quite whole
 
 
 def test_affine_mirrors_half_of_the_images() -> None:
     x = torch.from_numpy(phantoms("train", 40).x)
-    found = recipe.affine(x, torch.Generator().manual_seed(0), degrees=0, zoom=(1, 1), shift=0, flip=True)
+    found = affine(x, torch.Generator().manual_seed(0), degrees=0, zoom=(1, 1), shift=0, flip=True)
     kept = (found - x).abs().flatten(1).amax(1) < 0.1
     turned = (found - x.flip(3)).abs().flatten(1).amax(1) < 0.1
     assert torch.equal(turned, ~kept)
@@ -158,7 +162,7 @@ def test_affine_turns_by_the_angle() -> None:
     """A bright point on the right of the centre, turned at random up to 45 degrees, keeps its distance from it."""
     x = torch.zeros(20, 1, 65, 65)
     x[:, :, 31:34, 51:54] = 1
-    turned = recipe.affine(x, torch.Generator().manual_seed(0), degrees=45, zoom=(1, 1), shift=0, flip=False)
+    turned = affine(x, torch.Generator().manual_seed(0), degrees=45, zoom=(1, 1), shift=0, flip=False)
     rows, columns = torch.meshgrid(torch.arange(65.0) - 32, torch.arange(65.0) - 32, indexing="ij")
     mass = turned[:, 0]
     centre = torch.stack([(mass * axis).sum((1, 2)) / mass.sum((1, 2)) for axis in (rows, columns)], 1)
@@ -173,7 +177,7 @@ def test_affine_turns_by_the_angle() -> None:
 def test_tone_stays_in_the_domain(seed: int, gamma: float, contrast: float, brightness: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(4, 1, 5, 5, generator=generator) * 4095 - 1024
-    found = recipe.tone(x, generator, low=-1024, high=3071, gamma=gamma, contrast=contrast, brightness=brightness)
+    found = tone(x, generator, low=-1024, high=3071, gamma=gamma, contrast=contrast, brightness=brightness)
     assert found.shape == x.shape
     assert float(found.min()) >= -1024
     assert float(found.max()) <= 3071.001  # float32 of a sum
@@ -181,7 +185,7 @@ def test_tone_stays_in_the_domain(seed: int, gamma: float, contrast: float, brig
 
 def test_tone_without_freedom_changes_nothing() -> None:
     x = torch.linspace(0, 255, 50).reshape(2, 1, 5, 5)
-    same = recipe.tone(x, torch.Generator(), low=0, high=255, gamma=1, contrast=0, brightness=0)
+    same = tone(x, torch.Generator(), low=0, high=255, gamma=1, contrast=0, brightness=0)
     assert torch.allclose(same, x, atol=1e-3)
 
 
@@ -192,7 +196,7 @@ def test_tone_without_freedom_changes_nothing() -> None:
 def test_written_weights_are_loaded_and_are_those_in_memory(tmp_path: Path, half: bool) -> None:
     network = build("ResNet", RESNET)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    entry = recipe.write_weights(network, tmp_path / "model.safetensors", half=half)
+    entry = write_weights(network, tmp_path / "model.safetensors", half=half)
     tensors = read_weights(tmp_path / "model.safetensors", sha256=entry.sha256, size=entry.size)
     kinds = {tensor.dtype for tensor in tensors.values()}
     assert kinds == {torch.float16 if half else torch.float32, torch.int64}  # batch norm counts in int64
@@ -210,25 +214,25 @@ def test_weights_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> 
     with torch.no_grad():
         network.readout.bias.fill_(70_000.0)
     with pytest.raises(ModelError, match=r"tensor 'readout\.bias' is not finite in float16"):
-        recipe.write_weights(network, tmp_path / "model.safetensors")
+        write_weights(network, tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
-    recipe.write_weights(network, tmp_path / "model.safetensors", half=False)
+    write_weights(network, tmp_path / "model.safetensors", half=False)
     assert parse((tmp_path / "model.safetensors").read_bytes())["readout.bias"].item() == 70_000
 
 
 def test_the_operating_point_is_that_of_the_validation_images() -> None:
     net = module(0)
     val = phantoms("val", 50)
-    head, point = recipe.at_sensitivity(net, val, 0.9)
+    head, point = at_sensitivity(net, val, 0.9)
     assert head.thresholds is not None
-    found = recipe.positive_scores(net, val.x) > head.thresholds[0]
+    found = scores(net, val.x)[:, 0] > head.thresholds[0]
     assert found[val.y == 1].mean() == math.ceil(0.9 * 25) / 25
     assert point.model_dump() == {"split": "val", "rule": "sensitivity at least", "target": 0.9, "n": 50}
 
 
 def test_provenance_names_versions() -> None:
-    entry = recipe.training_entry("zoo/tiny/train.py", 3, "random weights")
+    entry = training_entry("zoo/tiny/train.py", 3, "random weights")
     assert entry.seed == 3
     assert entry.versions["torch"] == torch.__version__
     assert set(entry.versions) == {"python", "torch", "monai", "numpy"}
-    assert recipe.count_parameters("LinearObserver", {"shape": [1, 2, 2]}) == 5
+    assert count_parameters("LinearObserver", {"shape": [1, 2, 2]}) == 5
