@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from art_medical.errors import InputError
-from art_medical.estimators.classifier import MedicalClassifier
 from art_medical.evaluation.progress import Progress
 from art_medical.evaluation.study import Study
+from art_medical.evaluation.subjects import Subject
 from art_medical.images.datasets import Dataset, read_folder, read_npz, sample_phantoms
 from art_medical.images.phantoms import LumpyPhantom
 
@@ -20,8 +20,9 @@ from art_medical.images.phantoms import LumpyPhantom
 class Source:
     """Where the images of a study come from, in the shape that one model takes; each split is read once."""
 
-    def __init__(self, study: Study, data: Path | None, estimator: MedicalClassifier, progress: Progress) -> None:
-        self._study, self._estimator, self._progress = study, estimator, progress
+    def __init__(self, study: Study, data: Path | None, subject: Subject, progress: Progress) -> None:
+        self._study, self._progress = study, progress
+        self._card, self._estimator = subject.card, subject.estimator
         self._path = self._find(data)
         self._read: dict[tuple[str, int | None], Dataset] = {}
 
@@ -31,9 +32,13 @@ class Source:
             if data is not None:
                 raise InputError(f"the study {self._study.name!r} runs on generated phantoms and takes no --data")
             return None
-        path = data or (Path(entry.path) if entry.path is not None else None)
+        path = data if entry.kind == "zoo" else data or (Path(entry.path) if entry.path is not None else None)
         if path is None:
             raise InputError(f"the study {self._study.name!r} runs on files: say where they are with --data DIR")
+        if entry.kind == "zoo":
+            if self._card.data.folder is None:
+                raise InputError(f"the card of {self._card.name} names no data set: use data of another kind")
+            path = path / self._card.data.folder
         if not path.exists():
             raise InputError(f"no data at {path}")
         return path
@@ -52,13 +57,18 @@ class Source:
                 n = limit or entry.n
             return sample_phantoms(LumpyPhantom(), split, n, seed=entry.seed)
         assert self._path is not None
-        if entry.kind == "npz":
+        if entry.kind == "npz" or self._path.suffix == ".npz":
             return read_npz(self._path, split, limit=limit)
         self._progress.begin(f"reading {split} images", 0)
         channels = self._estimator.input_shape[0]
-        targets = tuple((entry.targets or {}).values())
+        targets = (self._card.data.targets if entry.kind == "zoo" else entry.targets) or {}
         return read_folder(
-            self._path, split, channels=channels, targets=targets, limit=limit, progress=self._progress.advance
+            self._path,
+            split,
+            channels=channels,
+            targets=tuple(targets.values()),
+            limit=limit,
+            progress=self._progress.advance,
         )
 
     def _checked(self, data: Dataset) -> Dataset:

@@ -343,7 +343,8 @@ def _limits(results: Results) -> dict[str, Any]:
         if cell["budget"] and cell["budget"]["eps"] >= largest.get(_family(cell), cell)["budget"]["eps"]:
             largest[_family(cell)] = cell
     rates = [e for cell in attacked for name, e in cell["metrics"].items() if name == "accuracy" and e["value"] == 0]
-    models = results.study.threat_models.values()
+    threats, models = results.study.threat_models.values(), results.study.models
+    surrogates = [name for threat in threats for model in models if (name := threat.surrogate_of(model)) is not None]
     return {
         "attackers": list(dict.fromkeys(cell["attack"] for cell in attackers)),
         "controls": list(dict.fromkeys(cell["attack"] for cell in attacked if tables.is_control(cell))),
@@ -353,7 +354,7 @@ def _limits(results: Results) -> dict[str, Any]:
             for cell in largest.values()
             if cell["metrics"]["accuracy"]["value"]
         ],
-        "surrogates": list(dict.fromkeys(t.surrogate for t in models if t.surrogate is not None)),
+        "surrogates": list(dict.fromkeys(surrogates)),
         "undefended": all(cell["defence"] == "none" for cell in results.cells),
         "none_of": (rates[0]["n"], tables.show("accuracy", {**rates[0], "value": rates[0]["high"]})) if rates else None,
         "clustered": any(e.get("clustered_low") is not None for c in results.cells for e in c["metrics"].values()),

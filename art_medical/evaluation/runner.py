@@ -59,7 +59,7 @@ def evaluate(
     arrays: dict[str, Arrays] = {}
     images: dict[str, Any] = {}
     for ref in study.models:
-        source = Source(study, data, subjects[ref].estimator, reporter)
+        source = Source(study, data, subjects[ref], reporter)
         test = source.read(study.data.split, limit)
         run = _ModelRun(study, subjects, ref, source, test, store, reporter)
         images[ref] = run.data
@@ -120,7 +120,8 @@ class _ModelRun:
         return {"threat_model": name, "knowledge": None if name is None else self.study.threat_models[name].knowledge}
 
     def _surrogate(self, cell: Cell) -> Subject | None:
-        name = None if cell.entry is None else self.study.threat_models[cell.entry.threat_model].surrogate
+        entry = cell.entry
+        name = None if entry is None else self.study.threat_models[entry.threat_model].surrogate_of(self.victim.ref)
         if name is None:
             return None
         surrogate = self.subjects[name]

@@ -49,11 +49,18 @@ class FolderData(_Part):
     targets: dict[str, Target] | None = None
 
 
+class ZooData(_Part):
+    """The data set that each model's own card names, below the folder that ``--data`` names."""
+
+    kind: Literal["zoo"]
+    split: Literal["train", "val", "test"] = "test"
+
+
 class ThreatModel(_Part):
     """The attacker, in the words of NIST AI 100-2: knowledge, goal, capability.
 
     :param knowledge: ``white-box``: gradients of the evaluated weights. ``transfer``: gradients of a surrogate only.
-    :param surrogate: Model that a ``transfer`` attacker has.
+    :param surrogate: Model that a ``transfer`` attacker has; ``{model}`` in it stands for the evaluated model.
     :param goal: What the attacker wants.
     :param capability: What the attacker can touch.
     """
@@ -68,6 +75,10 @@ class ThreatModel(_Part):
         if (self.knowledge == "transfer") != (self.surrogate is not None):
             raise ValueError("a transfer attacker needs a surrogate model, a white-box attacker has none")
         return self
+
+    def surrogate_of(self, model: str) -> str | None:
+        """The surrogate of an evaluated model."""
+        return None if self.surrogate is None else self.surrogate.replace("{model}", model)
 
 
 class AttackEntry(_Part):
@@ -123,7 +134,7 @@ class Study(_Part):
     name: Key
     description: str = ""
     models: Annotated[tuple[str, ...], Field(min_length=1)]
-    data: Annotated[PhantomData | FolderData, Field(discriminator="kind")]
+    data: Annotated[PhantomData | FolderData | ZooData, Field(discriminator="kind")]
     threat_models: dict[str, ThreatModel]
     attacks: tuple[AttackEntry, ...]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
@@ -226,7 +237,7 @@ def _find(root: yaml.Node, loc: tuple[int | str, ...]) -> tuple[int, str]:
         if isinstance(node, yaml.MappingNode):
             entry = next(((k, v) for k, v in node.value if k.value == str(part)), None)
             if entry is None:
-                if not isinstance(part, str) or part not in ("phantom", "folder", "npz"):
+                if not isinstance(part, str) or part not in ("phantom", "folder", "npz", "zoo"):
                     path.append(str(part))
                 continue
             line, node = entry[0].start_mark.line + 1, entry[1]

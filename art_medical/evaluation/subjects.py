@@ -50,6 +50,6 @@ def load_subjects(study: Study, device: str) -> dict[str, Subject]:
 
     :raises ModelError: If one is unknown or not what its card claims.
     """
-    surrogates = [threat.surrogate for threat in study.threat_models.values() if threat.surrogate is not None]
-    refs = dict.fromkeys([*study.models, *surrogates])
+    surrogates = [threat.surrogate_of(model) for threat in study.threat_models.values() for model in study.models]
+    refs = dict.fromkeys([*study.models, *(ref for ref in surrogates if ref is not None)])
     return {ref: Subject(ref, find_card(ref)[0], load(ref, device=device)) for ref in refs}

@@ -27,7 +27,7 @@ from art_medical.evaluation.store import Store
 from art_medical.evaluation.study import Study
 from art_medical.images.phantoms import LumpyPhantom
 from art_medical.zoo.registry import ZOO_VARIABLE, find_card, load
-from tests.zoo.models import RESNET, biased, write_model
+from tests.zoo.models import RESNET, biased, fields, write_model
 
 MODEL = "phantom-hotelling"
 PGD = {"attack": "pgd", "label": "PGD", "threat_model": "white", "norm": "linf", "eps": [2, 8]}
@@ -496,3 +496,21 @@ def test_summaries_use_the_card() -> None:
     truth = arrays["truth"] == 1
     assert results.cells[0]["metrics"]["sensitivity"]["value"] == positive[truth].mean()
     assert results.cells[0]["metrics"]["specificity"]["value"] == 1 - positive[~truth].mean()
+
+
+def test_each_model_meets_its_own_data_and_its_own_surrogate(tmp_path: Path) -> None:
+    """``kind: zoo`` takes the data set from the card, ``{model}`` in a surrogate stands for the evaluated model."""
+    for i, name in enumerate(("a", "b")):
+        folder_of_images(tmp_path / "data" / f"set-{name}", n=4 + 2 * i)
+        for twin in (name, f"{name}-surrogate"):
+            write_model(tmp_path / twin, data={**fields()["data"], "folder": f"set-{name}"})
+    models = [str(tmp_path / name) for name in ("a", "b")]
+    black = {"black": {"knowledge": "transfer", "surrogate": "{model}-surrogate"}}
+    attack = {**PGD, "threat_model": "black", "eps": [8]}
+    whole = study(attack, models=models, data={"kind": "zoo"}, threat_models=black)
+    found = evaluate(whole, data=tmp_path / "data")
+    assert [(cell["data"], cell["n"]) for cell in found.cells] == [("set-a", 4)] * 2 + [("set-b", 6)] * 2
+    assert list(found.provenance["models"]) == [*models, *(f"{model}-surrogate" for model in models)]
+    with pytest.raises(InputError, match="the card of a names no data set"):
+        write_model(tmp_path / "a")
+        evaluate(whole, data=tmp_path / "data")

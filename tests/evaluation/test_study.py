@@ -247,7 +247,7 @@ def test_relative_paths_are_taken_from_the_folder_of_the_study(tmp_path: Path, m
     assert study.models == ("deep/mine", "/abs/m", "phantom-nodule")
     assert study.threat_models["black"].surrogate == "deep/../other"
     assert study.threat_models["white"].surrogate is None
-    assert study.data.model_dump() == {"kind": "folder", "split": "test", "path": "deep/../images"}
+    assert study.data.model_dump() == {"kind": "folder", "split": "test", "path": "deep/../images", "targets": None}
 
 
 # -- what is run -------------------------------------------------------------------------------------------------------
