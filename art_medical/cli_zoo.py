@@ -166,7 +166,7 @@ def zoo_verify(
         wanted = list_models() if everything else list(models or ())
         verdicts = _verdicts(wanted, keys, progress)
     if as_json:
-        print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1, ensure_ascii=False))
+        print(json.dumps([verdict.to_dict() for verdict in verdicts], indent=1))  # names of files may not be Unicode
     else:
         _show_verdicts(verdicts)
     accepted = {"verified"}

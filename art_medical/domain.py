@@ -41,7 +41,7 @@ class PixelDomain:
             if not (math.isfinite(self.step) and self.step > 0):
                 raise InputError(f"the step of a pixel domain must be positive, got {self.step!r}; None means no grid")
             steps = self.span / self.step
-            if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
+            if not math.isfinite(steps) or abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
                 raise InputError(f"the range {self.low} to {self.high} is no whole number of steps of {self.step}")
 
     @property

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cost of safe fetching and loading against plain huggingface_hub and safetensors: same file, server and network.
 
-    python benchmarks/zoo_load.py --out docs/results/zoo_load.json
+    python benchmarks/zoo_load.py --folder /dev/shm --out docs/results/zoo_load.json
 
-A safetensors file of 100 MB lies on a Hub on the loopback interface, in a process of its own. Both sides fetch it with
+A safetensors file of 100 MB lies on a Hub on the loopback interface, in a process of its own, which sends it as fast as
+it can or at the speed of a 1 Gbit/s line. Both sides fetch it with
 its card into a cache of their own (cold) or find it there (warm) and put the tensors into a network that was built
 before. Ours compares what the server announces, the commit, the cache's links, length and sha256 with card and
 reference, and looks for NaN; the plain side is ``hf_hub_download`` for the same two files, ``load_file`` and
@@ -74,9 +75,15 @@ def write_model(folder: Path, megabytes: int) -> None:
     (folder / "card.json").write_text(json.dumps(card), encoding="utf-8")
 
 
-def serve(root: str, folder: str, channel: Connection) -> None:
+LINES = {"loopback": 0.0, "1 Gbit/s": 64 * 1024 / 125e6}
+"""Seconds that the Hub waits before each 64 KiB, by what that stands for."""
+
+
+def serve(root: str, folder: str, seconds: float, channel: Connection) -> None:
     """The Hub, until the other end of the channel says something."""
     with LoopbackHub(Path(root)) as hub:
+        if seconds:
+            hub.fault("slow", WEIGHTS, seconds=seconds)
         commit = hub.commit(REPO, {name: Path(folder) / name for name in (WEIGHTS, "card.json")})
         channel.send((hub.endpoint, commit))
         channel.recv()
@@ -108,15 +115,19 @@ def plain(network: torch.nn.Module, endpoint: str, commit: str) -> Side:
 SIDES = {"art-medical": ours, "huggingface_hub and safetensors": plain}
 
 
-def timed(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that pass, and seconds that all threads of this process compute."""
+    begin, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - busy
 
 
-def rounds(work: Path, sides: dict[str, Side], count: int) -> dict[str, dict[str, list[float]]]:
+Times = dict[str, dict[str, list[tuple[float, float]]]]
+
+
+def rounds(work: Path, sides: dict[str, Side], count: int) -> Times:
     """Seconds of each side in each round, with a cold cache and then with the same one, warm."""
-    seconds: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in sides} for kind in ("cold", "warm")}
+    seconds: Times = {kind: {name: [] for name in sides} for kind in ("cold", "warm")}
     for number in range(count + 1):
         order = list(sides) if number % 2 == 0 else list(sides)[::-1]
         for name in order:
@@ -137,8 +148,11 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
-def hashing_growth(path: Path) -> float:
+def hashing_growth(work: Path, megabytes: int) -> float:
     """MB by which the peak resident set of a fresh process grows while it checks a file."""
+    path = work / f"{megabytes} MB"
+    with path.open("wb") as stream:
+        stream.truncate(megabytes * 1_000_000)
     command = [sys.executable, __file__, "--memory-of", str(path)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1])
 
@@ -160,35 +174,34 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """All figures."""
     folder = work / "large"
     write_model(folder, options.megabytes)
-    here, there = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(str(work / "hub"), str(folder), there))
-    server.start()
-    endpoint, commit = here.recv()
     network = build("LinearObserver", {"shape": shape_of(options.megabytes)})
-    sides = {name: side(network, endpoint, commit) for name, side in SIDES.items()}
-    try:
-        seconds = rounds(work, sides, options.rounds)
-    finally:
-        here.send("stop")
-        server.join()
-    memory = {}
-    for megabytes in (options.megabytes, 4 * options.megabytes):
-        path = work / f"{megabytes} MB"
-        path.write_bytes(b"")
-        with path.open("r+b") as stream:
-            stream.truncate(megabytes * 1_000_000)
-        memory[path.name] = round(hashing_growth(path), 1)
+    rows = []
+    for line, wait in LINES.items():
+        here, there = multiprocessing.Pipe()
+        arguments = (str(work / "hub"), str(folder), wait, there)
+        server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments)
+        server.start()
+        endpoint, commit = here.recv()
+        sides = {name: side(network, endpoint, commit) for name, side in SIDES.items()}
+        try:
+            seconds = rounds(work, sides, options.rounds)
+        finally:
+            here.send("stop")
+            server.join()
+        rows += [row(f"{kind}, {line}" if kind == "cold" else kind, times) for kind, times in seconds.items()]
     return {
-        "setting": f"{(folder / WEIGHTS).stat().st_size:,} bytes of float32 over the loopback interface, "
-        f"{options.threads} thread(s), {options.rounds} rounds",
+        "setting": f"{(folder / WEIGHTS).stat().st_size:,} bytes of float32, {options.threads} thread(s), "
+        f"{options.rounds} rounds",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        "rows": [row(kind, times) for kind, times in seconds.items()],
-        "growth of peak memory in MB while a file is hashed": memory,
+        "rows": rows[:1] + rows[2:],  # warm once: no line is involved
+        "growth of peak memory in MB while a file is hashed": {
+            f"{size} MB": round(hashing_growth(work, size), 1) for size in (options.megabytes, 4 * options.megabytes)
+        },
     }
 
 
-def row(kind: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    mine, theirs = seconds.values()
+def row(kind: str, seconds: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+    (mine, my_work), (theirs, their_work) = (zip(*times, strict=True) for times in seconds.values())
     ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
     return {
         "cache": kind,
@@ -197,6 +210,10 @@ def row(kind: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
         "highest": round(max(ratios), 3),
         "our seconds (median)": round(statistics.median(mine), 3),
         "plain seconds (median)": round(statistics.median(theirs), 3),
+        "our seconds (lowest)": round(min(mine), 3),
+        "plain seconds (lowest)": round(min(theirs), 3),
+        "our processor seconds (median)": round(statistics.median(my_work), 3),
+        "plain processor seconds (median)": round(statistics.median(their_work), 3),
     }
 
 
@@ -205,6 +222,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="for caches; one in memory leaves the disk out of the comparison")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -213,7 +231,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory(dir=options.folder) as work:
         text = json.dumps(measure(options, Path(work)), indent=1) + "\n"
     if options.out:
         options.out.write_text(text, encoding="utf-8")

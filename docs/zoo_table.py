@@ -23,7 +23,8 @@ page, weights and recipe.
 {table}
 
 Licence is that of the weights; behind the data set is its own. Clean AUROC is measured on unattacked images of the test
-split, on which no model was chosen, with its 95 % interval; of a model with several labels it is the mean over them.
+split, with its 95 % interval, the mean over them where a model has several labels. Where a choice was made after a test
+score had been seen, the card says so.
 `python zoo/evaluate_all.py --data DIR` measures every figure on the cards again. Models whose name begins with `monai-`
 are those that MONAI publishes on the Hub; this project has not measured them, so their cards state no figure.
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes as data: ``recipe.yaml`` in a model folder says everything that made the weights.
 
-A recipe may extend another (``extends: ../other/recipe.yaml``): mappings are merged, everything else replaces.
+A recipe may extend that of a neighbour (``extends: ../other/recipe.yaml``) and of no other file: mappings are merged,
+everything else replaces.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,10 +19,14 @@ from art_medical.estimators.heads import Head
 from art_medical.images.targets import Target
 from art_medical.training.augment import Augmentation
 from art_medical.training.fit import Schedule
-from art_medical.zoo.cards import InputEntry, ModelName, Scalar
+from art_medical.zoo.cards import FileName, InputEntry, ModelName, Scalar, first_fault
+from art_medical.zoo.plain_file import read_plain_file
+from art_medical.zoo.plain_yaml import load_yaml, shown
 
 SCHEMA = "art-medical/recipe@1"
 MOST_PARENTS = 4
+MOST_BYTES = 1 << 17
+_PARENT = re.compile(r"\.\./[a-z0-9][a-z0-9.-]{0,63}/recipe\.yaml")
 
 
 class _Part(BaseModel):
@@ -35,7 +41,7 @@ class TrainingData(_Part):
     :param half: Train on one half of the groups (patients) only; which half a group is in follows from its name.
     """
 
-    path: str
+    path: FileName
     targets: dict[str, Target] | None = None
     half: Literal["first", "second"] | None = None
 
@@ -140,17 +146,17 @@ def read_recipe(folder: Path) -> Recipe:
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "recipe"
-        raise ModelError(f"{path}: {place}: {first['msg']}") from error
+        raise ModelError(f"{path}: {first_fault(error, 'recipe')}") from error
 
 
 def _read(path: Path, depth: int) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = load_yaml(read_plain_file(path, MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}; a model folder needs a recipe.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ModelError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError, ArithmeticError, TypeError) as error:
         raise ModelError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(data, dict):
         raise ModelError(f"{path} must hold a mapping")
@@ -159,7 +165,9 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
         return data
     if depth == MOST_PARENTS:
         raise ModelError(f"{path} extends more than {MOST_PARENTS} recipes in a row")
-    return _merged(_read(path.parent / str(parent), depth + 1), data)
+    if not isinstance(parent, str) or not _PARENT.fullmatch(parent):
+        raise ModelError(f"{path} extends {shown(parent)}; it may extend ../<model>/recipe.yaml, its neighbours")
+    return _merged(_read(path.parent / parent, depth + 1), data)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

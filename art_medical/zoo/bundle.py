@@ -19,6 +19,7 @@ import yaml
 
 from art_medical.errors import ModelError, UnsafeBundleError
 from art_medical.zoo.networks import NETWORKS, check_arguments
+from art_medical.zoo.plain_yaml import load_yaml, shown, unique
 
 CONFIGURATIONS = tuple(
     f"configs/{stem}.{suffix}" for stem in ("inference", "train") for suffix in ("json", "yaml", "yml")
@@ -82,7 +83,7 @@ def read_network(text: bytes, name: str) -> BundleNetwork:
     target = entry.get("_target_")
     if not isinstance(target, str) or target not in TARGETS:
         raise UnsafeBundleError(
-            f"{where}._target_: {_shown(target)} is not on the allow-list: {', '.join(sorted(set(TARGETS.values())))}"
+            f"{where}._target_: {shown(target)} is not on the allow-list: {', '.join(sorted(set(TARGETS.values())))}"
         )
     literals = _Literals(config)
     arguments = {
@@ -112,51 +113,19 @@ def _parse(text: bytes, name: str) -> dict[str, Any]:
         raise UnsafeBundleError(f"{name} has {len(text)} bytes; a {suffix} file has at most {MOST_BYTES[suffix]}")
     try:
         if suffix == ".json":
-            data = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_not_finite)
+            data = json.loads(text.decode(), object_pairs_hook=unique, parse_constant=_not_finite)
         else:
-            data = yaml.load(text.decode(), Loader=_Loader)  # a SafeLoader that allows less
+            data = load_yaml(text.decode())
     except (yaml.YAMLError, ValueError, RecursionError, ArithmeticError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UnsafeBundleError(f"{name} cannot be read as data: {reason}") from error
     if not isinstance(data, dict):
-        raise UnsafeBundleError(f"{name}: a configuration is a mapping, got {_shown(data)}")
+        raise UnsafeBundleError(f"{name}: a configuration is a mapping, got {shown(data)}")
     return data
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    result: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {_shown(key)} is given twice")
-        result[key] = value
-    return result
 
 
 def _not_finite(text: str) -> float:
     raise ValueError(f"{text} is no finite number")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, merges and repeated keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias; aliases are refused")  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        pairs = [(self.construct_object(key, deep=True), value) for key, value in node.value]
-        return _unique([(key, self.construct_object(value, deep=True)) for key, value in pairs])
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (``<<``) stay what they are written as, and are then no argument that a network takes."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    return loader.construct_mapping(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
 # -- the one entry -----------------------------------------------------------------------------------------------------
@@ -167,7 +136,7 @@ def _entry(config: dict[str, Any], name: str) -> str:
     for key in config:
         root = str(key).lstrip("+").replace("#", "::").partition("::")[0]
         if str(key).startswith("+") or (root != key and root in _ENTRIES):
-            raise UnsafeBundleError(f"{name}: {_shown(key)}: keys that merge into another entry are refused")
+            raise UnsafeBundleError(f"{name}: {shown(key)}: keys that merge into another entry are refused")
     if "network_def" in config:
         found = ["network_def"]
     else:
@@ -182,7 +151,7 @@ def _entry(config: dict[str, Any], name: str) -> str:
 def _is_argument(key: Any, where: str) -> bool:
     """Whether a key of a component is an argument; reserved keys and keys that change others are refused."""
     if not isinstance(key, str):
-        raise UnsafeBundleError(f"{where}: {_shown(key)}: names of arguments are strings")
+        raise UnsafeBundleError(f"{where}: {shown(key)}: names of arguments are strings")
     if key in ("_target_", "_desc_"):
         return False
     if key.startswith("_"):
@@ -215,7 +184,7 @@ class _Literals:
         if isinstance(value, str):
             return self._string(value, where, seen, depth)
         if not isinstance(value, dict | list):
-            raise UnsafeBundleError(f"{where}: an argument must be a literal, got {_shown(value)}")
+            raise UnsafeBundleError(f"{where}: an argument must be a literal, got {shown(value)}")
         if depth == MOST_DEPTH:
             raise UnsafeBundleError(f"{where}: arguments are nested deeper than {MOST_DEPTH} levels")
         if isinstance(value, list):
@@ -230,19 +199,19 @@ class _Literals:
 
     def _string(self, value: str, where: str, seen: tuple[str, ...], depth: int) -> Any:
         if value.startswith("$"):
-            raise UnsafeBundleError(f"{where}: {_shown(value)} is an expression; expressions are refused")
+            raise UnsafeBundleError(f"{where}: {shown(value)} is an expression; expressions are refused")
         if value.startswith("%"):
-            raise UnsafeBundleError(f"{where}: {_shown(value)} includes another text; includes are refused")
+            raise UnsafeBundleError(f"{where}: {shown(value)} includes another text; includes are refused")
         if not value.startswith("@"):
             return value
         if value in seen:
-            raise UnsafeBundleError(f"{where}: the reference {_shown(value)} leads back to itself")
+            raise UnsafeBundleError(f"{where}: the reference {shown(value)} leads back to itself")
         if len(seen) == MOST_REFERENCES:
             raise UnsafeBundleError(f"{where}: more than {MOST_REFERENCES} references lead to one another")
         found = self.config
         for part in _path(value, where):
             if not isinstance(found, dict) or part not in found:
-                raise UnsafeBundleError(f"{where}: the reference {_shown(value)} leads to no entry of the file")
+                raise UnsafeBundleError(f"{where}: the reference {shown(value)} leads to no entry of the file")
             found = found[part]
         return self.value(found, where, (*seen, value), depth)
 
@@ -251,10 +220,5 @@ def _path(reference: str, where: str) -> Iterator[str]:
     """Keys that a reference goes through: ``@a``, ``@a::b`` and the old ``@a#b``."""
     for part in reference[1:].replace("#", "::").split("::"):
         if not part.isidentifier() or part.startswith("_"):
-            raise UnsafeBundleError(f"{where}: the reference {_shown(reference)} is no plain name of an entry")
+            raise UnsafeBundleError(f"{where}: the reference {shown(reference)} is no plain name of an entry")
         yield part
-
-
-def _shown(value: Any) -> str:
-    """A value in an error: strings and numbers as they are, shortened; of anything else only the type."""
-    return repr(value)[:100] if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

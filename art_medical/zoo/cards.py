@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,18 +27,38 @@ from art_medical.errors import ModelError
 from art_medical.estimators.heads import Head
 from art_medical.estimators.steps import Repeat, Resize, Step, Transpose
 from art_medical.images.targets import Target
+from art_medical.zoo.plain_file import open_plain_file
 
 SCHEMA = "art-medical/card@1"
 MOST_BYTES = 1 << 20
 MOST_VALUES = 1 << 28
 """Most values that one image may have on its way to the network: a card could ask for a terabyte."""
 
+MOST_FILE_BYTES = 1_000_000_000
+"""Longest file that is fetched or read: a card could fill the disk before a byte is compared."""
+
+MOST_STEPS = 32
+
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}
+_COMPANIONS = {"card.json", "readme.md", "license", "recipe.yaml", "train.py"}
+
+
+def _portable(name: str) -> str:
+    """A name that means something else on Windows is none (Microsoft, "Naming Files, Paths, and Namespaces")."""
+    for part in name.split("/"):
+        if part.endswith(".") or part.partition(".")[0].lower() in _DEVICES:
+            raise ValueError(f"{part!r} cannot be the name of a file on every system")
+    return name
+
+
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,7}$", max_length=128)
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,7}$", max_length=128),
+    AfterValidator(_portable),
 ]
 """A file below the model folder: every part starts with a letter or a digit, so none is ``..``, hidden or absolute."""
-ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64)]
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64), AfterValidator(_portable)]
 Scalar = bool | int | FiniteFloat | str
 
 
@@ -63,7 +86,7 @@ class WeightFile(_Part):
     """
 
     sha256: Sha256 | None
-    size: PositiveInt | None
+    size: Annotated[int, Field(gt=0, le=MOST_FILE_BYTES)] | None
 
     @model_validator(mode="after")
     def _both_or_none(self) -> WeightFile:
@@ -109,7 +132,7 @@ class InputEntry(_Part):
     high: FiniteFloat
     step: Annotated[float, Field(gt=0)] | None
     unit: str
-    steps: tuple[Step, ...]
+    steps: Annotated[tuple[Step, ...], Field(max_length=MOST_STEPS)]
     photometric: Literal["MONOCHROME2", "RGB"] = "MONOCHROME2"
     attackable_channels: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
 
@@ -163,7 +186,7 @@ class DataEntry(_Part):
     name: str
     doi: str
     licence: str
-    folder: str | None = None
+    folder: FileName | None = None
     targets: dict[str, Target] | None = None
     splits: dict[str, int]
     index_sha256: Sha256 | None = None
@@ -245,8 +268,7 @@ class Card(_Part):
     def _consistent(self) -> Card:
         if self.weights.lower().endswith((".ts", ".onnx")):
             raise ValueError(f"{self.weights}: TorchScript and ONNX files are programs; a card names weights only")
-        if self.weights.lower() in ("card.json", "readme.md"):
-            raise ValueError(f"{self.weights} is a file of the model folder and cannot be its weights")
+        _check_names(self.weights, self.signature.file if self.signature is not None else None)
         if self.wrapper and self.format != "state_dict":
             raise ValueError("wrapper is for format state_dict; a safetensors file has no levels")
         if self.head.thresholds is not None and self.operating_point is None:
@@ -282,13 +304,15 @@ class Card(_Part):
 def read_card(folder: Path) -> Card:
     """Read and validate ``card.json`` of a model folder.
 
-    :raises ModelError: If it is missing, too long, no JSON, repeats a key, or is not a valid card.
+    :raises ModelError: If it is missing, no plain file, too long, no JSON, repeats a key, or is not a valid card.
     """
     path = folder / "card.json"
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ModelError(f"{path} has {path.stat().st_size} bytes; a card has at most {MOST_BYTES}")
-        text = path.read_text(encoding="utf-8")
+        with open_plain_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise ModelError(f"{path} has {size} bytes; a card has at most {MOST_BYTES}")
+            text = file.read(size).decode("utf-8")
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}; a model folder needs a card.json") from error
     except UnicodeDecodeError as error:
@@ -300,16 +324,56 @@ def parse_card(text: str, where: str) -> Card:
     """Validate the text of a card; ``where`` names it in errors."""
     try:
         data = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+        _check_characters(data)
         return Card.model_validate(data)
     except json.JSONDecodeError as error:
         raise ModelError(f"{where}, line {error.lineno}: not JSON: {error.msg}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])[:200] or "card"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ModelError(f"{where}: {place}: {first['msg']}{more}") from error
+        raise ModelError(f"{where}: {first_fault(error, 'card')}") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: {str(error)[:300]}") from error
+
+
+def first_fault(error: ValidationError, whole: str) -> str:
+    """The first thing that is wrong with a document, in one short line; keys of the document are part of it.
+
+    :param whole: What the document is called where the fault has no place in it.
+    """
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])[:200] or whole
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return "".join(c if c.isprintable() else "?" for c in f"{place}: {first['msg'][:300]}{more}")
+
+
+def _check_names(weights: str, signature: str | None) -> None:
+    """Files of one folder, each with a name of its own also where case does not count."""
+    if weights.lower() in _COMPANIONS:
+        raise ValueError(f"{weights} is a file of the model folder and cannot be its weights")
+    if signature is None:
+        return
+    parts = weights.lower().split("/")
+    if signature.lower() in _COMPANIONS | {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}:
+        raise ValueError(f"{signature} is a file of the model folder and cannot be its signature")
+
+
+def _check_characters(data: Any) -> None:
+    """No character that a terminal obeys or that shows text in another order than it has (CVE-2021-42574)."""
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str):
+            bad = next((c for c in value if not c.isprintable() and c != "\n" and _hidden(c)), None)
+            if bad is not None:
+                raise ValueError(f"the text {value[:60]!a} has the character U+{ord(bad):04X}; write it without")
+
+
+def _hidden(character: str) -> bool:
+    """Control characters, direction marks and halves of characters; other odd spaces are typography."""
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from art_medical.errors import HubError, IntegrityError, ModelError, UnpinnedError
-from art_medical.zoo.cards import MOST_BYTES, Card, WeightFile, parse_card
-from art_medical.zoo.first_seen import check_first_seen, keep_first_seen
+from art_medical.zoo.cards import MOST_BYTES, MOST_FILE_BYTES, Card, WeightFile, parse_card
+from art_medical.zoo.first_seen import check_first_seen, keep_first_seen, record_of
 from art_medical.zoo.hub_client import AbsentFileError, HubClient, Place, changed
 from art_medical.zoo.installation import CARD, install, is_copy
+from art_medical.zoo.plain_file import below, read_plain_file
 from art_medical.zoo.references import SCHEME, HubRef, is_hub_ref
 from art_medical.zoo.registry import find_card
 from art_medical.zoo.tensor_header import HashedFile, hash_file
-
-MOST_UNPINNED_BYTES = 1_000_000_000
-"""Longest file that is taken when the card does not say how long it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +131,11 @@ def _on_hub(client: HubClient, place: Place, source: HubRef | Card, allow_unpinn
         reference += f"#{hashlib.sha256(data).hexdigest()}"
     files, expected = {}, {}
     for name, entry in card.files.items():
+        found = client.has(place, name)
         files[name] = client.download(
-            place, name, sha256=entry.sha256, size=entry.size, most=MOST_UNPINNED_BYTES, force=force
+            place, name, sha256=entry.sha256, size=entry.size, most=MOST_FILE_BYTES, force=force
         )
-        expected[name] = entry if entry.pinned else _first_seen(client, place, name, files[name])
+        expected[name] = entry if entry.pinned else _first_seen(client, place, name, files[name], found and not force)
     folder = client.storage(place.repo) / "snapshots" / place.commit
     return Fetched(card, data, folder, place.commit, reference, files, expected)
 
@@ -144,12 +143,12 @@ def _on_hub(client: HubClient, place: Place, source: HubRef | Card, allow_unpinn
 def _installed(home: Path, folder: Path, ref: str, allow_unpinned: bool) -> Fetched:
     """A model that is not from the Hub: its card is in ``home``, its other files are in ``folder``."""
     try:
-        data = (home / CARD).read_bytes()
+        data = read_plain_file(home / CARD, MOST_BYTES)
     except OSError as error:
         raise IntegrityError(f"cannot read {home / CARD}: {error.strerror}") from error
     card = _parse(data, str(home / CARD))
     check_pinned(card, allow_unpinned)
-    files = {name: folder / name for name in card.files}
+    files = {name: below(folder, name) for name in card.files}
     expected = {
         name: entry if entry.pinned else _measured(files[name], name, ref) for name, entry in card.files.items()
     }
@@ -258,6 +257,7 @@ def check_pinned(card: Card, allow_unpinned: bool) -> None:
 
 
 def _fetch_card(client: HubClient, place: Place, sha256: str | None, force: bool) -> tuple[Card, bytes]:
+    found_there = client.has(place, CARD) and not force
     path = client.download(place, CARD, sha256=None, size=None, most=MOST_BYTES, force=force)
     try:
         with path.open("rb") as stream:
@@ -268,6 +268,7 @@ def _fetch_card(client: HubClient, place: Place, sha256: str | None, force: bool
         raise IntegrityError(f"{path} has more than {MOST_BYTES} bytes; {place.repair}")
     found = hashlib.sha256(data).hexdigest()
     if sha256 is None:
+        _check_origin(client, place, CARD, path, found_there)
         check_first_seen(client, place, CARD, found)
     elif found != sha256:
         raise IntegrityError(changed(path, CARD, f"sha256 {found}", sha256, place.ref))
@@ -283,11 +284,18 @@ def _parse(data: bytes, where: str) -> Card:
         raise ModelError(f"{where} is not UTF-8 text") from None
 
 
-def _first_seen(client: HubClient, place: Place, name: str, path: Path) -> WeightFile:
+def _first_seen(client: HubClient, place: Place, name: str, path: Path, found_there: bool) -> WeightFile:
     """Hash and length of a file that the card leaves open; from its second time on, they are fixed."""
     entry = _measured(path, name, place.ref)
+    _check_origin(client, place, name, path, found_there)
     check_first_seen(client, place, name, str(entry.sha256))
     return entry
+
+
+def _check_origin(client: HubClient, place: Place, name: str, path: Path, found_there: bool) -> None:
+    """What somebody else left in the cache is not this server's first word; offline there is no other."""
+    if found_there and not client.offline and not record_of(client, place, name).exists():
+        client.check_cached(place, name, path)
 
 
 def _measured(path: Path, name: str, ref: str) -> WeightFile:

@@ -10,6 +10,7 @@ where the cache must have put it, and turns every exception into one line that s
 from __future__ import annotations
 
 import errno
+import hashlib
 import inspect
 import ipaddress
 import os
@@ -98,6 +99,22 @@ class HubClient:
         if not self.offline:
             _keep_ref(self.storage(repo) / "refs" / revision, commit)
         return commit
+
+    def has(self, place: Place, name: str) -> bool:
+        """Whether a file is in the cache, put there by whom ever."""
+        return (self.storage(place.repo) / "snapshots" / place.commit / name).exists()
+
+    def check_cached(self, place: Place, name: str, path: Path) -> None:
+        """Ask whether a file that was in the cache already is what the server has; another server may have sent it.
+
+        :raises HubError: If the server does not answer.
+        :raises IntegrityError: If it is another one, or the server does not name it by its content.
+        """
+        if self._metadata(place, name).etag not in _content_ids(path):
+            raise IntegrityError(
+                f"the cache has another {name} of {place.repo}@{place.commit} than {self.endpoint}: another server may "
+                f"have sent it; {place.repair}"
+            )
 
     def download(
         self, place: Place, name: str, *, sha256: str | None, size: int | None, most: int, force: bool = False
@@ -310,6 +327,17 @@ def _plain_file(pointer: Path, storage: Path, cache_dir: Path, place: Place) -> 
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         raise IntegrityError(f"{pointer} cannot be read: {_reason(error)}; {place.repair}") from error
     return file
+
+
+def _content_ids(path: Path) -> set[str]:
+    """By which the Hub names a file: its sha256, or its git id, which is the sha1 of kind, length and bytes."""
+    sha256 = hashlib.sha256()
+    git = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            sha256.update(piece)
+            git.update(piece)
+    return {sha256.hexdigest(), git.hexdigest()}
 
 
 def _below(path: Path, folder: Path) -> str:

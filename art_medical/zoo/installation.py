@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from art_medical.errors import HubError, IntegrityError
-from art_medical.zoo.cards import WeightFile
+from art_medical.errors import HubError, IntegrityError, ModelError
+from art_medical.zoo.cards import MOST_BYTES, WeightFile
 from art_medical.zoo.hub_client import changed
-from art_medical.zoo.tensor_header import CHUNK
+from art_medical.zoo.plain_file import below, open_plain_file, read_plain_file
+from art_medical.zoo.tensor_header import CHUNK, hash_file
 
 if TYPE_CHECKING:
     from art_medical.zoo.hub import Fetched
@@ -28,16 +29,12 @@ DRAFTS = ".art-medical-drafts"
 def is_copy(target: Path, found: Fetched) -> bool:
     """Whether a folder holds exactly this model already, as its bytes tell."""
     try:
-        if (target / CARD).read_bytes() != found.card_bytes:
+        if read_plain_file(target / CARD, MOST_BYTES) != found.card_bytes:
             return False
         for name, entry in found.expected.items():
-            with (target / name).open("rb") as stream:
-                digest = hashlib.sha256()
-                while chunk := stream.read(CHUNK):
-                    digest.update(chunk)
-            if digest.hexdigest() != entry.sha256 or (target / name).is_symlink():
+            if hash_file(below(target, name)).sha256 != entry.sha256:
                 return False
-    except OSError:
+    except (OSError, ModelError):
         return False
     return True
 
@@ -56,7 +53,7 @@ def install(found: Fetched, companions: Mapping[str, Path], target: Path) -> Non
         for name, path in found.files.items():
             _copy(path, draft / name, found.expected[name], name, found.reference)
         for name, path in companions.items():
-            _write(draft / name, path.read_bytes())
+            _write(draft / name, read_plain_file(path, MOST_BYTES))
         _write(draft / CARD, found.card_bytes)
         if os.path.lexists(target):
             os.rename(target, old)
@@ -75,8 +72,7 @@ def _copy(source: Path, target: Path, expected: WeightFile, name: str, ref: str)
     """Copy a file in pieces; what was hashed is what is written."""
     digest, size = hashlib.sha256(), 0
     target.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(source, flags), "rb") as reader, target.open("xb") as writer:
+    with open_plain_file(source) as reader, target.open("xb") as writer:
         while chunk := reader.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)

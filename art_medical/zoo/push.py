@@ -133,8 +133,7 @@ def _checked(folder: Path) -> tuple[Card, dict[str, _File]]:
     card = parse_card(data.decode("utf-8"), str(folder / CARD))
     files = {CARD: _File.of(data)}
     for name, entry in card.files.items():
-        if entry.sha256 is None or entry.size is None:
-            raise ModelError(f"{folder}: {name} has no sha256 and size on the card; nothing was uploaded")
+        assert entry.sha256 is not None and entry.size is not None  # verified above
         files[name] = _File(folder / name, entry.sha256, entry.size)
     for name in sorted(COMPANIONS - {CARD, HUBS_OWN}):
         if name == PAGE or (folder / name).exists():

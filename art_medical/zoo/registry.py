@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from art_medical.errors import IntegrityError, ModelError
 from art_medical.zoo.cards import Card, WeightFile, read_card
+from art_medical.zoo.plain_file import below
 from art_medical.zoo.plugins import models_in, plugin_models
 from art_medical.zoo.references import is_hub_ref
 from art_medical.zoo.summary import task_of
@@ -92,9 +93,9 @@ def find_card(ref: str | Path) -> tuple[Card, tuple[Path, ...]]:
 def find_weights(card: Card, folders: tuple[Path, ...]) -> Path:
     """The first weights file of a model that exists.
 
-    :raises ModelError: If there is none.
+    :raises ModelError: If there is none, or a link on the way to it.
     """
-    candidates = [folder / card.weights for folder in folders]
+    candidates = [below(folder, card.weights) for folder in folders]
     for path in candidates:
         if path.is_file():
             return path

@@ -41,6 +41,7 @@ UNSIGNED = frozenset({".git", ".gitattributes", ".github", ".gitignore"})
 
 MOST_BUNDLE_BYTES = 1 << 24
 MOST_FILES = 1 << 16
+MOST_LEVELS = 32  # folders inside folders
 MOST_FILE_BYTES = 1 << 36
 _CHUNK = 1 << 20
 
@@ -328,6 +329,8 @@ def _file_names(folder: Path) -> list[str]:
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[str]:
+    if prefix.count("/") > MOST_LEVELS:
+        raise IntegrityError(f"{folder} lies more than {MOST_LEVELS} folders deep; no model needs that")
     with os.scandir(folder) as entries:
         for entry in entries:
             name = prefix + entry.name

@@ -119,6 +119,10 @@ def _records(data: bytes) -> dict[str, bytes]:
 
 
 def _kind(data: bytes) -> str:
+    if data[:6] == b"7z\xbc\xaf\x27\x1c":
+        return "a 7z archive"
+    if data[:8] == b"\x89HDF\r\n\x1a\n":
+        return "an HDF5 file, the format of Keras"
     if data[257:262] == b"ustar":
         return "a tar archive, the format of torch before 0.4"
     if data[:1] == b"\x80":

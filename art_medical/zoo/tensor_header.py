@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from art_medical.errors import ModelError
+from art_medical.zoo.plain_file import open_plain_file
 
 MOST_HEADER_BYTES = 1 << 20
+MOST_DIMENSIONS = 8
+MOST_LENGTH = 1 << 48
 CHUNK = 1 << 20
 DTYPES = {
     "BOOL": ("bool", 1),
@@ -64,8 +66,7 @@ def hash_file(path: Path) -> HashedFile:
     :raises OSError: If it cannot be read.
     """
     digest, size, head = hashlib.sha256(), 0, bytearray()
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with open(os.open(path, flags), "rb") as stream:
+    with open_plain_file(path) as stream:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -79,9 +80,11 @@ def read_header(file: HashedFile, where: str) -> dict[str, TensorEntry]:
 
     :raises ModelError: If it is no safetensors file, or a tensor is not where it should be.
     """
-    end = _header_end(file.head)
-    if len(file.head) < max(end, 9) or int.from_bytes(file.head[:8], "little") != end - 8:
-        raise ModelError(f"{where} is no safetensors file: it ends before its header does, or the header is too long")
+    end, said = _header_end(file.head), int.from_bytes(file.head[:8], "little")
+    if len(file.head) < max(end, 9) or said != end - 8:
+        raise ModelError(
+            f"{where} is no safetensors file: it ends before its header does, or the header is too long ({said} bytes)"
+        )
     try:
         declared = json.loads(file.head[8:end].decode("utf-8"), object_pairs_hook=_unique)
         spans = sorted(_span(name, entry) for name, entry in declared.items() if name != "__metadata__")
@@ -109,6 +112,10 @@ def _span(name: str, entry: dict[str, Any]) -> tuple[int, int, str, TensorEntry]
     dtype, width = DTYPES[code]
     if any(type(n) is not int or n < 0 for n in (*shape, start, stop)):
         raise ValueError(f"tensor {name[:100]!r}: shape and offsets must be whole numbers from 0")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"tensor {name[:100]!r} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
+    if max(shape, default=0) >= MOST_LENGTH:  # also of a tensor without numbers
+        raise ValueError(f"tensor {name[:100]!r} has a length of {max(shape)}, more than any file holds")
     if stop - start != math.prod(shape) * width:
         raise ValueError(f"tensor {name[:100]!r} of shape {shape} and type {code} takes {stop - start} bytes")
     return start, stop, name, TensorEntry(dtype, tuple(shape))

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from art_medical.errors import HubError, IntegrityError, ModelError, UnpinnedError
-from art_medical.zoo.cards import Card, read_card
+from art_medical.zoo.cards import MOST_BYTES, Card, read_card
 from art_medical.zoo.model_card import model_card
+from art_medical.zoo.plain_file import read_plain_file
 from art_medical.zoo.plugins import same_card
 from art_medical.zoo.registry import find_card, list_models
 from art_medical.zoo.tensor_header import HashedFile, TensorEntry, hash_file, read_header
@@ -206,10 +207,10 @@ def _hashed(card: Card, path: Path, name: str) -> HashedFile | Finding:
 
 def _page(card: Card, folder: Path) -> Iterator[Finding]:
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = read_plain_file(folder / "README.md", MOST_BYTES).decode("utf-8")
     except FileNotFoundError:
         return  # a wheel carries cards without their pages
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ModelError) as error:
         yield Finding("README.md", f"cannot be read: {error}")
         return
     if text != model_card(card):

@@ -209,9 +209,25 @@ def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("- a")
     with pytest.raises(ModelError, match="must hold a mapping"):
         read_recipe(tmp_path)
-    (tmp_path / "recipe.yaml").write_text("extends: recipe.yaml")
+    loop = tmp_path / "loop"
+    loop.mkdir()
+    (loop / "recipe.yaml").write_text("extends: ../loop/recipe.yaml")
     with pytest.raises(ModelError, match="extends more than 4 recipes in a row"):
-        read_recipe(tmp_path)
+        read_recipe(loop)
+
+
+@pytest.mark.parametrize("parent", ["recipe.yaml", "/etc/recipe.yaml", "../../other/recipe.yaml", "../a/b.yaml", 3])
+def test_a_recipe_extends_its_neighbours_only(tmp_path: Path, parent: Any) -> None:
+    folder = write(tmp_path / "tiny", {"extends": parent})
+    with pytest.raises(ModelError, match=r"tiny.recipe\.yaml extends .*; it may extend \.\./<model>/recipe\.yaml"):
+        read_recipe(folder)
+
+
+@pytest.mark.parametrize("path", ["/etc", "../elsewhere", ".hidden", "C:/data"])
+def test_the_images_are_below_the_data_folder(tmp_path: Path, path: str) -> None:
+    folder = write(tmp_path / "tiny", recipe(data={"path": path}))
+    with pytest.raises(ModelError, match=r"data\.path: String should match pattern"):
+        read_recipe(folder)
 
 
 def test_the_readout_must_be_linear(tmp_path: Path) -> None:

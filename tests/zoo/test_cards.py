@@ -214,6 +214,37 @@ def exporter() -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("\x1b[2J", "U+001B"), ("a\x9bb", "U+009B"), ("\u202e", "U+202E"), ("\u2066", "U+2066"), ("\ud800", "U+D800")],
+)
+def test_text_holds_nothing_that_hides_what_it_says(text: str, code: str) -> None:
+    """In values as in keys, at any depth."""
+    data = {"name": "none", "doi": "", "licence": "", "splits": {text: 1}, "patient_disjoint": "unknown"}
+    for place, value in (("intended_use", text), ("known_faults", [text]), ("data", data)):
+        message = refusal(changed(place, value))
+        assert f"has the character {code}; write it without" in message
+        assert message.isprintable()
+
+
+def test_typography_is_no_attack() -> None:
+    words = "95\u202f% \u2013 \u201eZ\u00fcrich\u201c \u00b5m \u4e2d\u6587\nsecond line"
+    assert parse_card(json.dumps(fields(intended_use=words)), "card.json").intended_use == words
+
+
+@pytest.mark.parametrize("name", ["con", "nul.v2", "com1", "lpt9.x", "a."])
+def test_names_that_windows_has_other_plans_for(name: str) -> None:
+    assert "cannot be the name of a file on every system" in refusal(changed("name", name))
+    assert "cannot be the name of a file on every system" in refusal(changed("files", {f"models/{name}": FILE}))
+
+
+def test_errors_are_one_short_line_whatever_the_card_holds() -> None:
+    message = refusal(changed("head", {"kind": "softmax", "labels": ["x" * 500_000] * 2}))
+    assert "label names repeat" in message
+    assert len(message) < 700
+    assert "files.a?b.[key]" in refusal(changed("files", {"a\nb": FILE}))
+
+
 def test_the_documented_schema_is_current() -> None:
     found = (ROOT / "docs" / "card.schema.json").read_text(encoding="utf-8")
     assert found == exporter().schema_text(), "run docs/card_schema.py again"

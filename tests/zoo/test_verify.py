@@ -225,7 +225,7 @@ def test_no_tensor_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    for name in ("safetensors.torch.load", "art_medical.zoo.weights.parse_safetensors", "torch.load"):
+    for name in ("safetensors.torch.load", "art_medical.zoo.weights.tensors_in", "torch.load"):
         monkeypatch.setattr(name, fail)
     assert verify_model(folder) == ()
 
