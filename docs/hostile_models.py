@@ -31,7 +31,7 @@ def rows() -> list[dict[str, str]]:
 
 def _plain(text: str) -> str:
     """Text in which reStructuredText sees no markup."""
-    return "".join(f"\\{c}" if c in "\\*`_|" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\*`_|:" else c for c in text)
 
 
 def text() -> str:

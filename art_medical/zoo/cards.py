@@ -52,12 +52,12 @@ def _portable(name: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+# A file below the model folder: every part starts with a letter or a digit, so none is `..`, hidden or absolute.
 FileName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*){0,7}$", max_length=128),
     AfterValidator(_portable),
 ]
-"""A file below the model folder: every part starts with a letter or a digit, so none is ``..``, hidden or absolute."""
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", max_length=64), AfterValidator(_portable)]
 Scalar = bool | int | FiniteFloat | str
 
