@@ -52,12 +52,12 @@ class Record:
         """The entries for each sample, by name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "traces"}
 
-    @classmethod
-    def join(cls, records: Sequence[Record]) -> Record:
-        """One record for several batches."""
+    @staticmethod
+    def join(records: Sequence[Record]) -> Record:
+        """One record for several batches, of the kind that these are."""
         rows = [record.per_sample() for record in records]
         arrays = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-        return cls(traces=tuple(trace for record in records for trace in record.traces), **arrays)
+        return type(records[0])(traces=tuple(trace for record in records for trace in record.traces), **arrays)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Batch:
     :param mask: 1.0 where a pixel may change, of the shape of ``x``; ``None`` for everywhere. Never more than the
         channels that the estimator lets anybody attack.
     :param ids: One name for each sample.
-    :param rows: Where the batch lies in the call.
+    :param rows: Where the samples lie in the call.
     :param total: Images of the call.
     """
 
@@ -77,8 +77,20 @@ class Batch:
     y: Tensor
     mask: Tensor | None
     ids: Sequence[str]
-    rows: slice
+    rows: slice | NDArray[np.intp]
     total: int
+
+    def select(self, keep: Tensor) -> Batch:
+        """The samples at the indices ``keep``."""
+        places = keep.cpu().numpy()
+        return Batch(
+            x=self.x[keep],
+            y=self.y[keep],
+            mask=None if self.mask is None else self.mask[keep],
+            ids=[self.ids[place] for place in places],
+            rows=np.arange(self.total)[self.rows][places],
+            total=self.total,
+        )
 
     def per_sample(self, name: str, value: float | NDArray[Any]) -> Tensor:
         """A parameter that is one number, or one for each sample of the call, as float32 ``(n,)``.

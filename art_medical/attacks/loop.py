@@ -105,4 +105,4 @@ def search(
         (gradient,) = torch.autograd.grad(z, x, value.direction)
         found.backward[rows] += 1
         found.zero_gradient[rows] |= ~gradient.flatten(1).any(1)
-        theta = perturbation.project(optimiser.step(theta, gradient))
+        theta = optimiser.advance(theta, gradient, value.objective, perturbation)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from art_medical.errors import InputError
+
 
 def margin(z: Tensor, y: Tensor) -> Tensor:
     """``z_y - max_{j != y} z_j``: positive while class ``y`` is decided.
@@ -66,6 +68,28 @@ class Margin(Objective):
 
     def __call__(self, z: Tensor, y: Tensor) -> Tensor:
         return self.distance(z, y)
+
+
+class DifferenceOfLogitsRatio(Objective):
+    """``J = (z_y - max_{j != y} z_j) / (z_p1 - z_p3)`` with ``z_p1 >= z_p2 >= ...`` (DLR; Croce and Hein 2020, eq. 6).
+
+    Unmoved by shift and scale of the logits. Targeted, with target ``t``: ``(max_{j != t} z_j - z_t) / (z_p1 - (z_p3 +
+    z_p4) / 2)``, which is their equation 7 with the strongest other class in the place of the true one. Needs three
+    exclusive classes, targeted four: below that the ratio is constant or has no denominator.
+    """
+
+    def __call__(self, z: Tensor, y: Tensor) -> Tensor:
+        needed = self.classes(self.targeted)
+        if z.shape[1] < needed:
+            raise InputError(f"the DLR objective needs {needed} classes or more, got {z.shape[1]}; use Margin")
+        ranked = z.topk(needed, dim=1).values
+        spread = ranked[:, 0] - ranked[:, 2:].mean(1)
+        return self.distance(z, y) / spread.clamp(min=1e-12)
+
+    @staticmethod
+    def classes(targeted: bool) -> int:
+        """Fewest exclusive classes for which it is defined."""
+        return 4 if targeted else 3
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 
 class RandomNoise(ProjectedGradientDescent):
-    """The best of several uniform draws from the ball, without a single gradient."""
+    """The best of several random draws, without a single gradient.
+
+    Uniform in the ball for L-infinity, L-2 and L-1; for L-0, random pixels with values uniform in the domain. What a
+    draw from the L-1 ball gives to a pixel is mostly below one storage step, so its stored form is the draw's largest
+    values.
+    """
 
     facts = Facts(
         models="No attacker at all: what a change of this size does by chance.",
-        bound="linf, l2",
+        bound="linf, l2, l1, l0",
         access="score",
         dimensions=(2, 3),
         paper="Carlini et al. 2019, arXiv 1902.06705",
@@ -42,7 +47,7 @@ class RandomNoise(ProjectedGradientDescent):
     ) -> None:
         """
         :param estimator: The classifier to attack.
-        :param norm: ``np.inf`` (or ``"inf"``) or 2.
+        :param norm: ``np.inf`` (or ``"inf"``), 2, 1 or 0.
         :param eps: Budget as in :class:`~art_medical.attacks.projected_gradient_descent.ProjectedGradientDescent`.
         :param num_random_init: Draws for each image; the one that serves the attacker best is returned.
         :param batch_size: Images in one pass.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,3 +71,13 @@ def two_pixels() -> Callable[..., MedicalClassifier]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def quick() -> dict[str, dict[str, Any]]:
+    """Parameters, by short name, for attacks of thousands of passes: these prove nothing more about a contract."""
+    return {
+        "fmn": {"max_iter": 20},
+        "square": {"max_iter": 40},
+        "standard": {"max_iter": 10, "max_queries": 20},
+    }

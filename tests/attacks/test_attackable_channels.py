@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from art_medical.attacks import CATALOGUE, attack_class
-from art_medical.attacks.patch import PatchAttack
 from art_medical.domain import PixelDomain
 from art_medical.errors import InputError
 from art_medical.estimators.classifier import MedicalClassifier
@@ -89,18 +88,20 @@ def test_gradients_are_zero_behind_a_defence_that_mixes_channels(x: NDArray[np.f
 @pytest.mark.parametrize("name", CATALOGUE)
 @pytest.mark.parametrize("arguments", [{}, {"quantise": False}, {"norm": 2, "eps": 300.0}])
 def test_no_attack_of_the_catalogue_changes_the_other_channels(
-    name: str, arguments: dict[str, Any], x: NDArray[np.float32]
+    name: str, arguments: dict[str, Any], x: NDArray[np.float32], quick: dict[str, dict[str, Any]]
 ) -> None:
     attack_type = attack_class(name)
     if "norm" in arguments and "norm" not in attack_type.attack_params:
         pytest.skip(f"{name} knows no norm")
     if "quantise" in arguments:
         x[:, FIXED] += 0.25  # off the grid, and returned as it is
+    if "generations" in attack_type.attack_params:
+        arguments = {**arguments, "generations": 2}
     some, every = classifier(), classifier(None)
     for estimator in (some, every):
-        attack = attack_type(estimator, **arguments)
-        if isinstance(attack, PatchAttack):
-            attack.fit(x[3:])
+        attack = attack_type(estimator, **{**quick.get(name, {}), **arguments})
+        if hasattr(attack, "fit"):
+            attack.fit(np.concatenate([x[3:], x[3:] // 5]))  # bright and dark: of two classes
         attacked = attack.generate(x[:3], estimator.predict(x[:3]).argmax(1))
         changed = (attacked != x[:3]).any((0, 2, 3))
         assert changed.tolist() == ([True, False, True, False] if estimator is some else [True] * 4)

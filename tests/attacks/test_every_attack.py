@@ -10,7 +10,6 @@ from art.attacks.attack import EvasionAttack
 
 import art_medical.attacks as attacks
 from art_medical.attacks import CATALOGUE, attack_class
-from art_medical.attacks.patch import PatchAttack
 from art_medical.errors import InputError
 
 N = 6
@@ -22,13 +21,13 @@ def name(request):
 
 
 @pytest.fixture
-def ready(name, linear_phantoms):
-    """A factory of attacks of that name on the linear phantoms, patches made."""
+def ready(name, linear_phantoms, quick):
+    """A factory of attacks of that name on the linear phantoms, fitted."""
     classifier, observer, x, _ = linear_phantoms(2)
 
     def make(**arguments):
-        attack = attack_class(name)(classifier, **arguments)
-        if isinstance(attack, PatchAttack):
+        attack = attack_class(name)(classifier, **{**quick.get(name, {}), **arguments})
+        if hasattr(attack, "fit"):
             attack.fit(x[N : 2 * N])
         return attack
 

@@ -444,7 +444,7 @@ def test_images_that_the_model_does_not_take(tmp_path: Path) -> None:
         ({"strength": 3}, "attack 'PGD': ProjectedGradientDescent refused its options: .*'strength'"),
         ({"max_iter": "many"}, "attack 'PGD': max_iter must be a whole number of 0 or more, got 'many'"),
         ({"confidence": "high"}, "attack 'PGD': ProjectedGradientDescent refused its options"),
-        ({"loss_type": "hinge"}, "attack 'PGD': loss_type must be one of cross_entropy, margin, got 'hinge'"),
+        ({"loss_type": "hinge"}, "attack 'PGD': loss_type must be one of cross_entropy, margin, dlr, got 'hinge'"),
     ],
 )
 def test_options_that_an_attack_refuses(tmp_path: Path, options: dict[str, Any], message: str) -> None:
