@@ -74,7 +74,9 @@ def test_the_zoo_holds_one_program() -> None:
     assert [path.name for path in (ROOT / "zoo").glob("*.py")] == ["evaluate_all.py"]
 
 
-@pytest.mark.parametrize("model", sorted(p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()))
+@pytest.mark.parametrize(
+    "model", sorted(p.name for p in (ROOT / "zoo").iterdir() if p.is_dir() and p.name != "__pycache__")
+)
 def test_a_model_folder_is_complete(model: str) -> None:
     folder = ROOT / "zoo" / model
     weights = list(folder.glob("*.safetensors"))

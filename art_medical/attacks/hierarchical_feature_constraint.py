@@ -197,7 +197,7 @@ class HierarchicalFeatureConstraint(StoredPixelAttack):
         y: NDArray[Any] | None = None,
         report: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """Learn the features of clean images of each class, into :attr:`mixtures`; class, then layer.
+        """Learn the features of clean images of each class, into ``mixtures``; class, then layer.
 
         :param x: Stored pixels ``(N, C, *spatial)`` of training images: those that the attacker can have.
         :param y: True labels; images that the model decides otherwise are left out. ``None``: its own decisions.

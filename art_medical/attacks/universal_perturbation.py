@@ -133,7 +133,7 @@ class UniversalPerturbation(StoredPixelAttack):
         y: NDArray[Any] | None = None,
         report: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """Make :attr:`deltas`, ``(1, C, *spatial)``, or when ``targeted`` ``(classes, C, *spatial)``.
+        """Make ``deltas``, ``(1, C, *spatial)``, or when ``targeted`` ``(classes, C, *spatial)``.
 
         :param x: Stored pixels ``(N, C, *spatial)`` of training images; never those that it will be shown on.
         :param y: True labels; ``None``: the model's own decisions. Not used when ``targeted``.
